@@ -1,0 +1,171 @@
+# Copyright (c) 2026, Culvert contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Private to the collection: may change at any time.
+"""What has to be true of a fleet before any of its hosts is touched, and the addresses its hosts get.
+
+Pure functions on the controller: the filter plugins are one-line shells over them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import ipaddress
+import typing as t
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def tunnel_address(network: str, host: str) -> str:
+    """Return the tunnel address of `host` in `network`, with the network's prefix length.
+
+    The address is a hash of the inventory name. So it is the same whatever the order of the inventory, whichever
+    hosts a run is limited to, and whoever runs it; two names that fall on one address are found by
+    :func:`fleet_problems` before anything changes, and one of them is then pinned.
+
+    :raises ValueError: `network` is not a network, or is too small to hold two hosts.
+    """
+    net = ipaddress.ip_network(network)
+    usable = (
+        net.num_addresses - 2
+    )  # without the network's own address and IPv4's broadcast address
+    if usable < 2:
+        raise ValueError(f"{network} has no room for two hosts")
+    digest = hashlib.blake2s(host.encode(), person=b"culvert").digest()
+    return f"{net[1 + int.from_bytes(digest, 'big') % usable]}/{net.prefixlen}"
+
+
+def key_problem(value: t.Any) -> str | None:
+    """Say what is wrong with a base64 WireGuard key, or None. The value itself is never part of the answer."""
+    if not isinstance(value, str):
+        return "is not text"
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        return "is not base64"
+    if len(raw) != 32 or base64.b64encode(raw).decode() != value:
+        return "is not a WireGuard key (32 bytes in base64, 44 characters)"
+    return None
+
+
+def network_problem(value: t.Any) -> str | None:
+    """Say what is wrong with a prefix such as 10.0.0.0/8, or None."""
+    try:
+        ipaddress.ip_network(str(value))
+    except ValueError as exc:
+        return str(exc)
+    return None
+
+
+def endpoint_problem(value: t.Any) -> str | None:
+    """Say what is wrong with an endpoint `host:port` or `[v6]:port`, or None."""
+    host, colon, port = str(value).rpartition(":")
+    if not colon or not host:
+        return f"{value!r} is not host:port or [IPv6 address]:port"
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        return f"port {port!r} is not a number from 1 to 65535"
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if ":" in bare:
+        if bare == host:
+            return f"{value!r}: an IPv6 address is written in brackets, as in [2001:db8::1]:51820"
+        try:
+            ipaddress.IPv6Address(bare)
+        except ValueError as exc:
+            return str(exc)
+    return None
+
+
+def peer_problems(peers: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
+    """Return what is wrong with a `relay_peers` list, a sentence each that starts with the option's path."""
+    problems: list[str] = []
+    keys: dict[str, str] = {}
+    prefixes: dict[Network, str] = {}
+    for index, peer in enumerate(peers):
+        where = f"relay_peers[{index}]"
+        key = peer.get("public_key")
+        wrong = key_problem(key)
+        if wrong:
+            problems.append(f"{where}.public_key {wrong}")
+        elif key in keys:
+            problems.append(f"{where}.public_key is that of {keys[key]} too")
+        else:
+            keys[str(key)] = where
+        if peer.get("endpoint"):
+            wrong = endpoint_problem(peer["endpoint"])
+            problems.extend([f"{where}.endpoint: {wrong}"] if wrong else [])
+        for prefix in peer.get("allowed_ips") or []:
+            wrong = network_problem(prefix)
+            if wrong:
+                problems.append(f"{where}.allowed_ips: {wrong}")
+                continue
+            net = ipaddress.ip_network(str(prefix))
+            if net in prefixes:
+                problems.append(
+                    f"{where}.allowed_ips: {prefix} belongs to {prefixes[net]} already"
+                )
+            prefixes[net] = where
+    return problems
+
+
+def fleet_problems(members: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
+    """Return what makes a fleet impossible, a sentence each.
+
+    `members`: one mapping a host: `host`; `server`, `client` (bool); `addresses` (tunnel addresses with prefix
+    length); `networks` (prefixes that live behind that host).
+    """
+    if not members:
+        return ["The inventory has no host in vpn_servers or vpn_clients."]
+    problems: list[str] = []
+    if not any(m.get("server") for m in members):
+        problems.append(
+            "The inventory has no server: put at least one host into the group vpn_servers. "
+            "The clients' peers would be empty otherwise, and nothing was changed."
+        )
+    owners: dict[t.Any, str] = {}
+    behind: list[tuple[Network, str]] = []
+    for member in members:
+        host = str(member["host"])
+        for text in member.get("addresses") or []:
+            try:
+                address = ipaddress.ip_interface(str(text)).ip
+            except ValueError as exc:
+                problems.append(f"{host}: relay_address: {exc}")
+                continue
+            if address in owners:
+                problems.append(
+                    f"{host} and {owners[address]} have one tunnel address, {address}: "
+                    f"set relay_address{'6' if address.version == 6 else ''} for one of them in the inventory."
+                )
+            owners.setdefault(address, host)
+        for text in member.get("networks") or []:
+            wrong = network_problem(text)
+            if wrong:
+                problems.append(f"{host}: client_networks: {wrong}")
+                continue
+            net = ipaddress.ip_network(str(text))
+            problems.extend(
+                f"{host}: client_networks: {net} overlaps with {other}, which lives behind {owner}."
+                for other, owner in behind
+                if other.version == net.version and other.overlaps(net)  # type: ignore[arg-type]
+            )
+            behind.append((net, host))
+    return problems
+
+
+def status_table(
+    rows: t.Sequence[t.Mapping[str, t.Any]], columns: t.Sequence[str]
+) -> str:
+    """Lay `rows` out as a table of text with a header, columns as wide as their widest cell."""
+    cells = [[str(row.get(name, "")) for name in columns] for row in rows]
+    widths = [
+        max(len(line[i]) for line in [list(columns), *cells])
+        for i in range(len(columns))
+    ]
+    lines = [list(columns), ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+        for line in lines
+    )
