@@ -38,6 +38,24 @@ def tunnel_address(network: str, host: str) -> str:
     return f"{net[1 + int.from_bytes(digest, 'big') % usable]}/{net.prefixlen}"
 
 
+def address_in(address: str, network: str) -> bool:
+    """Tell whether `address`, with its prefix length, is one that a host of `network` may have.
+
+    :raises ValueError: `network` is not a network. An `address` that is not one is simply not in it.
+    """
+    net = ipaddress.ip_network(network)
+    try:
+        interface = ipaddress.ip_interface(address)
+    except ValueError:
+        return False
+    reserved = (
+        {net.network_address, net.broadcast_address}
+        if net.version == 4
+        else {net.network_address}
+    )
+    return interface.network == net and interface.ip not in reserved
+
+
 def key_problem(value: t.Any) -> str | None:
     """Say what is wrong with a base64 WireGuard key, or None. The value itself is never part of the answer."""
     if not isinstance(value, str):
@@ -58,6 +76,11 @@ def network_problem(value: t.Any) -> str | None:
     except ValueError as exc:
         return str(exc)
     return None
+
+
+def network_problems(values: t.Iterable[t.Any]) -> list[str]:
+    """Say what is wrong with each of several prefixes; empty where nothing is."""
+    return [wrong for wrong in map(network_problem, values) if wrong]
 
 
 def endpoint_problem(value: t.Any) -> str | None:
