@@ -87,3 +87,11 @@ only_one() {
         flock "$SETUP_LOCK"
     fi
 }
+
+# Docker's classic builder needs no plugin; where BuildKit has its plugin, the classic one may be gone.
+use_builder() {
+    export DOCKER_BUILDKIT=0
+    if docker buildx version >/dev/null 2>&1; then
+        DOCKER_BUILDKIT=1
+    fi
+}

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Builds culvert/host:RELEASE, the simulated host of the demo and of Molecule. Does nothing while its source, of which
+# the image carries a hash, is the same.
+#
+#   host_image.sh trixie|bookworm
+. "$(dirname "$0")/lib.sh"
+
+release=${1:?usage: host_image.sh trixie|bookworm}
+only_one "host-image-$release"
+
+image=culvert/host:$release
+source=$(find images/host -type f ! -path '*/__pycache__/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-64)
+
+build() {
+    docker build --label io.culvert.image=host --build-arg "BASE=debian:$release-slim" --build-arg "SOURCE=$source" \
+        --tag "$image" images/host
+}
+
+if [[ $(docker image inspect --format '{{index .Config.Labels "io.culvert.source"}}' "$image" 2>/dev/null) != "$source" ]]; then
+    tools/base_image.sh "$release"
+    use_builder
+    step "Building $image (a minute)" build
+fi
