@@ -145,8 +145,13 @@ def fleet_problems(members: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
     if not any(m.get("server") for m in members):
         problems.append(
             "The inventory has no server: put at least one host into the group vpn_servers. "
-            "The clients' peers would be empty otherwise, and nothing was changed."
+            "The clients would have nobody to talk to."
         )
+    problems.extend(
+        f"{m['host']} is in vpn_servers and in vpn_clients: a host is one or the other."
+        for m in members
+        if m.get("server") and m.get("client")
+    )
     owners: dict[t.Any, str] = {}
     behind: list[tuple[Network, str]] = []
     for member in members:
@@ -176,6 +181,74 @@ def fleet_problems(members: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
             )
             behind.append((net, host))
     return problems
+
+
+def _host_prefixes(member: t.Mapping[str, t.Any]) -> list[str]:
+    """Return a member's tunnel addresses as prefixes of one address each."""
+    return [
+        str(ipaddress.ip_network(ipaddress.ip_interface(a).ip))
+        for a in member["addresses"]
+    ]
+
+
+def _peer(
+    member: t.Mapping[str, t.Any], allowed_ips: list[str], **extra: t.Any
+) -> dict[str, t.Any]:
+    return {
+        "name": member["host"],
+        "public_key": member["public_key"],
+        "allowed_ips": list(dict.fromkeys(allowed_ips)),
+        **extra,
+    }
+
+
+def server_peers(
+    members: t.Sequence[t.Mapping[str, t.Any]], host: str
+) -> list[dict[str, t.Any]]:
+    """Return the `relay_peers` of the server `host`: every other member of the fleet, by its own addresses.
+
+    A client may also send from the networks behind it. Other servers are called; clients call us.
+    """
+    return [
+        _peer(
+            m,
+            _host_prefixes(m)
+            + [str(ipaddress.ip_network(n)) for n in m.get("networks") or []],
+            **({"endpoint": m["endpoint"]} if m["server"] else {}),
+        )
+        for m in members
+        if m["host"] != host
+    ]
+
+
+def client_peers(
+    members: t.Sequence[t.Mapping[str, t.Any]],
+    host: str,
+    server: str,
+    prefixes: t.Sequence[str],
+    keepalive: int,
+) -> list[dict[str, t.Any]]:
+    """Return the `relay_peers` of the client `host`: the servers.
+
+    `server` carries `prefixes`; each other server only its own address. `keepalive` is in seconds, 0 for none.
+
+    :raises ValueError: `server` is not one of the fleet's servers.
+    """
+    servers = [m for m in members if m["server"]]
+    if server not in {m["host"] for m in servers}:
+        raise ValueError(
+            f"client_server of {host} is {server!r}, which is no host of the group vpn_servers"
+        )
+    extra = {"persistent_keepalive": int(keepalive)} if int(keepalive) else {}
+    return [
+        _peer(
+            m,
+            _host_prefixes(m) + (list(prefixes) if m["host"] == server else []),
+            endpoint=m["endpoint"],
+            **extra,
+        )
+        for m in servers
+    ]
 
 
 def status_table(

@@ -1,0 +1,117 @@
+# Copyright (c) 2026, Culvert contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
+# Do not use this from other collections or standalone plugins/modules!
+
+"""The kernel's links, addresses, routes and rules through rtnetlink, by pyroute2 0.7.2 to 0.9.x.
+
+Only calls that behave the same in both are used: dumps, and ``link``/``addr``/``route``/``rule`` with attributes given
+by the kernel's names where the two versions spell them differently. The import costs 0.2 s and is therefore done once,
+and only by those who open a socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import contextmanager
+from typing import Any, Iterator
+
+from ._core import HostError, MissingLibrary, SpecError
+
+PYROUTE2_IMPORT_ERROR = ""
+try:
+    import pyroute2
+    from pyroute2.netlink.exceptions import NetlinkError
+except ImportError as import_error:
+    PYROUTE2_IMPORT_ERROR = str(import_error)
+
+IFF_UP = 0x1
+CAP_NET_ADMIN = 12
+
+FAMILIES = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
+
+# What the kernel means by an error code when it comes from a change to links, addresses, routes or rules.
+_MEANING = {
+    errno.EPERM: "not permitted; run with become: true",
+    errno.EACCES: "not permitted, or IPv6 is disabled on the device (sysctl net.ipv6.conf.*.disable_ipv6)",
+    errno.ENETUNREACH: "the gateway cannot be reached through the device",
+    errno.EHOSTUNREACH: "the gateway cannot be reached through the device",
+    errno.ENETDOWN: "the device is down",
+    errno.ENODEV: "the device does not exist",
+    errno.EAFNOSUPPORT: "the kernel does not have this address family",
+}
+
+
+@contextmanager
+def rtnetlink() -> Iterator[Any]:
+    """An open rtnetlink socket (``pyroute2.IPRoute``), closed at the end.
+
+    :raises MissingLibrary: pyroute2 is not installed.
+    """
+    if PYROUTE2_IMPORT_ERROR:
+        raise MissingLibrary("pyroute2", PYROUTE2_IMPORT_ERROR)
+    ipr = pyroute2.IPRoute()
+    try:
+        yield ipr
+    finally:
+        ipr.close()
+
+
+@contextmanager
+def step(what: str, ignore: tuple[int, ...] = ()) -> Iterator[None]:
+    """Turn the kernel's refusal of a step into a :class:`HostError` that says which step and why.
+
+    :param ignore: error codes that mean the wish is already met.
+    """
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code in ignore:
+            return
+        reason = _MEANING.get(error.code, os.strerror(error.code))
+        raise HostError(f"cannot {what}: {reason} ({errno.errorcode.get(error.code, error.code)})") from error
+    except OSError as error:
+        if error.errno in ignore:
+            return
+        raise HostError(f"cannot {what}: {error.strerror or error}") from error
+
+
+def need_net_admin() -> None:
+    """:raises SpecError: the process may not change the network of its namespace."""
+    if not _effective_capabilities() & 1 << CAP_NET_ADMIN:
+        raise SpecError(
+            "",
+            "not root: changing the host's network needs root (CAP_NET_ADMIN), and this runs as "
+            f"uid {os.geteuid()} without it; set become: true",
+        )
+
+
+def _effective_capabilities() -> int:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("CapEff:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
+def ipv6_disabled(device: str = "all") -> str:
+    """Why IPv6 cannot be used on ``device`` (``all`` = on the host), or an empty text when it can.
+
+    Kernel documentation: networking/ip-sysctl, ``disable_ipv6``.
+    """
+    base = "/proc/sys/net/ipv6"
+    if not os.path.isdir(base):
+        return "the kernel runs without IPv6"
+    # Devices that do not exist yet are born with the value of "default".
+    name = device if os.path.isdir(f"{base}/conf/{device}") else "default"
+    path = f"{base}/conf/{name}/disable_ipv6"
+    try:
+        with open(path, encoding="ascii") as flag:
+            disabled = flag.read().strip() == "1"
+    except OSError:
+        return ""
+    return f"net.ipv6.conf.{name}.disable_ipv6 is 1" if disabled else ""
