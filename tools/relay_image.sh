@@ -57,6 +57,8 @@ if [[ $built != "$source" ]]; then
         stamp relay-wheels "$wheels"
     fi
     step "Building $image" build
+    # What had the tag before is of no use to anyone; one that a container still runs stays.
+    docker image prune --force --filter label=io.culvert.image=relay >/dev/null
 fi
 identity=$(docker image inspect --format '{{.Id}}' "$image")
 if ! fresh relay-archive "$identity" || [[ ! -f $archive ]]; then
