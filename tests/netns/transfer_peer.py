@@ -1,0 +1,93 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One end of a checked TCP transfer, run as a script inside a host of the lab.
+
+    transfer_peer.py receive ADDRESS PORT
+    transfer_peer.py send ADDRESS PORT BYTES SEED [--marker TEXT] [--rate BYTES_PER_S]
+
+Both print one line of JSON at the end: ``{"bytes": …, "sha256": …, "seconds": …, "retransmits": …}``. The
+stream is pseudo-random and depends on the seed alone; a marker is written over the start of every block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import socket
+import struct
+import time
+
+BLOCK_BYTES = 1 << 18
+TCPI_TOTAL_RETRANS_OFFSET = 100  # struct tcp_info of linux/tcp.h: 8 bytes of flags, then 32-bit fields
+
+
+def retransmits(connection: socket.socket) -> int:
+    """How many segments this end of a connection has sent again."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return int(struct.unpack_from("=I", info, TCPI_TOTAL_RETRANS_OFFSET)[0])
+
+
+def send(
+    address: str, port: int, size_bytes: int, seed: int, marker: bytes, rate: float
+) -> dict[str, object]:
+    """Connect and send; returns after the receiver has closed, that is, after it has read everything."""
+    source, digest, sent = random.Random(seed), hashlib.sha256(), 0
+    with socket.create_connection((address, port), timeout=60) as connection:
+        start = time.monotonic()
+        while sent < size_bytes:
+            block = source.randbytes(min(BLOCK_BYTES, size_bytes - sent))
+            block = (marker + block[len(marker) :])[: len(block)]
+            digest.update(block)
+            connection.sendall(block)
+            sent += len(block)
+            if rate:
+                time.sleep(max(0.0, start + sent / rate - time.monotonic()))
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(1)
+        seconds, again = time.monotonic() - start, retransmits(connection)
+    return {"bytes": sent, "sha256": digest.hexdigest(), "seconds": seconds, "retransmits": again}
+
+
+def receive(address: str, port: int) -> dict[str, object]:
+    """Accept one connection and read it to its end."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen(1)
+        listener.settimeout(60)
+        print("listening", flush=True)
+        connection, _ = listener.accept()
+    digest, received, buffer = hashlib.sha256(), 0, bytearray(1 << 20)
+    with connection:
+        connection.settimeout(60)
+        start = time.monotonic()
+        while count := connection.recv_into(buffer):
+            digest.update(memoryview(buffer)[:count])
+            received += count
+        seconds, again = time.monotonic() - start, retransmits(connection)
+    return {"bytes": received, "sha256": digest.hexdigest(), "seconds": seconds, "retransmits": again}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("role", choices=["send", "receive"])
+    parser.add_argument("address")
+    parser.add_argument("port", type=int)
+    parser.add_argument("bytes", type=int, nargs="?", default=0)
+    parser.add_argument("seed", type=int, nargs="?", default=0)
+    parser.add_argument("--marker", default="")
+    parser.add_argument("--rate", type=float, default=0.0)
+    options = parser.parse_args()
+    if options.role == "send":
+        marker = options.marker.encode()
+        result = send(options.address, options.port, options.bytes, options.seed, marker, options.rate)
+    else:
+        result = receive(options.address, options.port)
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
