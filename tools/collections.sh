@@ -11,7 +11,7 @@ tree=$CACHE/collections/ansible_collections
 mkdir -p "$tree/culvert"
 [[ -L $tree/culvert/vpn ]] || ln -s ../../../.. "$tree/culvert/vpn"
 
-wanted=$(hash_of requirements.yml requirements-collections.txt tools/collections.sh)
+wanted=$(hash_of requirements.yml tools/collections.txt tools/collections.sh)
 if fresh collections "$wanted" && [[ -d $tree/community/docker && -d $tree/ansible/posix ]]; then
     exit 0
 fi
@@ -32,7 +32,7 @@ from_pypi() {
     local download=$CACHE/downloads
     mkdir -p "$download"
     python -m pip download --no-deps --require-hashes --only-binary=:all: --python-version 3.12 \
-        -r requirements-collections.txt -d "$download"
+        -r tools/collections.txt -d "$download"
     python - "$CACHE/collections" "$download"/ansible-*.whl <<'PYTHON'
 import json
 import pathlib

@@ -17,5 +17,5 @@ lock() {
 }
 
 lock requirements-dev.in requirements-dev.txt --python-version 3.11
-lock requirements-collections.in requirements-collections.txt --python-version 3.12 --no-deps
+lock tools/collections.in tools/collections.txt --python-version 3.12 --no-deps
 lock images/relay/requirements.in images/relay/requirements.txt --python-version 3.11
