@@ -21,7 +21,7 @@ bootstrap() {
         # As in Debian's own images: no package file and no cache of apt stays in a layer.
         --aptopt='Dir::Cache::pkgcache ""' --aptopt='Dir::Cache::srcpkgcache ""'
         --aptopt='DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; }'
-        --customize-hook='rm -f "$1/etc/hostname" "$1/etc/resolv.conf"; : >"$1/etc/machine-id"'
+        --customize-hook="rm -f \"\$1/etc/hostname\" \"\$1/etc/resolv.conf\"; : >\"\$1/etc/machine-id\""
     )
     [[ $release != bookworm ]] || options+=(--include=usr-is-merged)
     # To a file first: a pipe into `docker import` would tag an empty image if this failed half way.

@@ -5,6 +5,7 @@
 # Makes a Docker engine answer: uses the one that is there, starts the one that is installed, or installs Debian's.
 . "$(dirname "$0")/lib.sh"
 
+# Whether there is an engine to talk to.
 answers() { timeout 10 docker info >/dev/null 2>&1; }
 
 start() {
@@ -12,11 +13,21 @@ start() {
         systemctl start docker
         return
     fi
-    # No service manager: the engine outlives this script and must hold none of its descriptors,
-    # or whoever waits for the end of our output (a pipe, a CI runner) waits for the engine too.
-    setsid --fork bash -c '
-        for fd in /proc/self/fd/*; do fd=${fd##*/}; ((fd > 2)) && exec {fd}>&-; done
-        exec dockerd' </dev/null >>/var/log/dockerd.log 2>&1
+    # No service manager, as in a container or a minimal virtual machine.
+    setsid --fork "$0" --in-foreground </dev/null >>/var/log/dockerd.log 2>&1
+}
+
+# The engine outlives the script that starts it and must hold none of its descriptors, or whoever waits for the end of
+# our output (a pipe, a CI runner) waits for the engine too.
+in_foreground() {
+    local fd
+    for fd in /proc/self/fd/*; do
+        fd=${fd##*/}
+        if ((fd > 2)); then
+            exec {fd}>&-
+        fi
+    done
+    exec dockerd
 }
 
 wait_for() {
@@ -28,6 +39,9 @@ wait_for() {
     done
 }
 
+if [[ ${1:-} == --in-foreground ]]; then
+    in_foreground
+fi
 if answers; then
     exit 0
 fi

@@ -35,6 +35,7 @@ export PATH
 export PYTHONDONTWRITEBYTECODE=${PYTHONDONTWRITEBYTECODE:-1}
 # A checkout keeps its collections to itself: ours by a symlink, those it depends on beside it.
 export ANSIBLE_COLLECTIONS_PATH=$CACHE/collections
+export MOLECULE_GLOB='molecule/*/molecule.yml'
 # uv trusts only its own list of authorities unless told that the system has others.
 export UV_NATIVE_TLS=1 UV_SYSTEM_CERTS=1
 

@@ -5,7 +5,7 @@
 # `make deps-update`: resolves every requirements*.in anew into the pinned and hashed .txt beside it.
 . "$(dirname "$0")/lib.sh"
 
-header='# Generated from FILE by `make deps-update`. Do not edit.'
+header='# Generated from FILE by "make deps-update". Do not edit.'
 
 # lock IN OUT OPTION...: the old lock is not consulted, so that this is an update
 lock() {

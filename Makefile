@@ -1,0 +1,52 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Each command installs what it needs (tools/setup.sh) and can be run again at any time.
+
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-down test lint sanity image build setup deps-update clean
+
+help: ## this list
+	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk -F: '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+demo: ## a VPN between containers on this machine, and a table of what it does
+	@tools/setup.sh demo
+	@tools/demo.sh up
+
+demo-down: ## remove the demo
+	@tools/setup.sh tools
+	@tools/engine.sh
+	@tools/demo.sh down
+
+test: ## all tests; ARGS='tests/unit -k name' for some
+	@tools/setup.sh test
+	@tools/run.sh pytest $(ARGS)
+
+lint: ## formatting, types, documentation, ansible-lint, ansible-test sanity
+	@tools/setup.sh tools
+	@tools/lint.sh
+
+sanity: ## ansible-test sanity; ARGS='--test pep8' for some of it
+	@tools/setup.sh tools
+	@tools/sanity.sh $(ARGS)
+
+image: ## the relay's image and its archive, .cache/relay-image.tar
+	@tools/setup.sh tools
+	@tools/engine.sh
+	@tools/relay_image.sh
+
+build: ## the archive of the collection, for ansible-galaxy collection install
+	@tools/setup.sh tools
+	@tools/run.sh ansible-galaxy collection build --force
+
+setup: ## what the tests need, without running them
+	@tools/setup.sh test
+
+deps-update: ## resolve the pinned Python packages anew
+	@tools/setup.sh tools
+	@tools/lock.sh
+
+clean: demo-down ## remove the demo, our images and everything generated
+	@tools/clean.sh
