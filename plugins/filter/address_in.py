@@ -11,7 +11,8 @@ version_added: 0.1.0
 author:
   - Culvert contributors (@culvert-vpn)
 description:
-  - True for an address such as V(10.86.3.7/16) that belongs to the network, has its prefix length, and is not the network's own
+  - True for an address such as V(10.86.3.7/16) that belongs to the network, has its prefix length, and is
+    not the network's own
     or its broadcast address.
 options:
   _input:

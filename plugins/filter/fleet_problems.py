@@ -11,7 +11,8 @@ version_added: 0.1.0
 author:
   - Culvert contributors (@culvert-vpn)
 description:
-  - Checks all hosts of a fleet together, before any of them is touched, for two hosts with one tunnel address, overlapping networks
+  - Checks all hosts of a fleet together, before any of them is touched, for two hosts with one tunnel
+    address, overlapping networks
     and a fleet without a server.
 options:
   _input:

@@ -11,9 +11,11 @@ version_added: 0.1.0
 author:
   - Culvert contributors (@culvert-vpn)
 description:
-  - Derives a host's address inside the tunnel network from its inventory name, so that it stays the same when the
+  - Derives a host's address inside the tunnel network from its inventory name, so that it stays the same
+    when the
     inventory is reordered or a run is limited to a few hosts.
-  - Two hosts that fall on one address are refused by the preflight checks of P(culvert.vpn.relay#role); pin one of them then.
+  - Two hosts that fall on one address are refused by the preflight checks of P(culvert.vpn.relay#role); pin
+    one of them then.
 options:
   _input:
     description: The tunnel network, IPv4 or IPv6.

@@ -11,7 +11,8 @@ version_added: 0.1.0
 author:
   - Culvert contributors (@culvert-vpn)
 description:
-  - Reads the manifest of an archive that C(docker save) wrote, on the controller, so that the archive is copied only
+  - Reads the manifest of an archive that C(docker save) wrote, on the controller, so that the archive is
+    copied only
     to hosts that do not have this very image.
 options:
   _terms:
@@ -57,7 +58,8 @@ from ansible.plugins.lookup import LookupBase
 def read_archive(path: str) -> dict[str, t.Any]:
     """Return tags, layer digests and labels of the first image in a `docker save` archive.
 
-    The image's id is no use for a comparison: Docker's two image stores give one image two ids. Layers and labels
+    The image's id is no use for a comparison: Docker's two image stores give one image two ids. Layers and
+    labels
     are the same in both.
 
     :raises OSError, tarfile.TarError, ValueError, KeyError: `path` is not such an archive.
@@ -82,9 +84,7 @@ def read_archive(path: str) -> dict[str, t.Any]:
 class LookupModule(LookupBase):
     """The lookup P(culvert.vpn.image_archive#lookup)."""
 
-    def run(
-        self, terms: list[str], variables: t.Any = None, **kwargs: t.Any
-    ) -> list[dict[str, t.Any]]:
+    def run(self, terms: list[str], variables: t.Any = None, **kwargs: t.Any) -> list[dict[str, t.Any]]:
         self.set_options(var_options=variables, direct=kwargs)
         images = []
         for path in terms:

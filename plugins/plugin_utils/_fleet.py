@@ -22,16 +22,15 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 def tunnel_address(network: str, host: str) -> str:
     """Return the tunnel address of `host` in `network`, with the network's prefix length.
 
-    The address is a hash of the inventory name. So it is the same whatever the order of the inventory, whichever
+    The address is a hash of the inventory name. So it is the same whatever the order of the inventory,
+    whichever
     hosts a run is limited to, and whoever runs it; two names that fall on one address are found by
     :func:`fleet_problems` before anything changes, and one of them is then pinned.
 
     :raises ValueError: `network` is not a network, or is too small to hold two hosts.
     """
     net = ipaddress.ip_network(network)
-    usable = (
-        net.num_addresses - 2
-    )  # without the network's own address and IPv4's broadcast address
+    usable = net.num_addresses - 2  # without the network's own address and IPv4's broadcast address
     if usable < 2:
         raise ValueError(f"{network} has no room for two hosts")
     digest = hashlib.blake2s(host.encode(), person=b"culvert").digest()
@@ -48,16 +47,13 @@ def address_in(address: str, network: str) -> bool:
         interface = ipaddress.ip_interface(address)
     except ValueError:
         return False
-    reserved = (
-        {net.network_address, net.broadcast_address}
-        if net.version == 4
-        else {net.network_address}
-    )
+    reserved = {net.network_address, net.broadcast_address} if net.version == 4 else {net.network_address}
     return interface.network == net and interface.ip not in reserved
 
 
 def key_problem(value: t.Any) -> str | None:
-    """Say what is wrong with a base64 WireGuard key, or None. The value itself is never part of the answer."""
+    """Say what is wrong with a base64 WireGuard key, or None. The value itself is never part of the
+    answer."""
     if not isinstance(value, str):
         return "is not text"
     try:
@@ -126,9 +122,7 @@ def peer_problems(peers: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
                 continue
             net = ipaddress.ip_network(str(prefix))
             if net in prefixes:
-                problems.append(
-                    f"{where}.allowed_ips: {prefix} belongs to {prefixes[net]} already"
-                )
+                problems.append(f"{where}.allowed_ips: {prefix} belongs to {prefixes[net]} already")
             prefixes[net] = where
     return problems
 
@@ -136,7 +130,8 @@ def peer_problems(peers: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
 def fleet_problems(members: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
     """Return what makes a fleet impossible, a sentence each.
 
-    `members`: one mapping a host: `host`; `server`, `client` (bool); `addresses` (tunnel addresses with prefix
+    `members`: one mapping a host: `host`; `server`, `client` (bool); `addresses` (tunnel addresses with
+    prefix
     length); `networks` (prefixes that live behind that host).
     """
     if not members:
@@ -165,7 +160,7 @@ def fleet_problems(members: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
             if address in owners:
                 problems.append(
                     f"{host} and {owners[address]} have one tunnel address, {address}: "
-                    f"set relay_address{'6' if address.version == 6 else ''} for one of them in the inventory."
+                    f"set relay_address{'6' if address.version == 6 else ''} for one of them."
                 )
             owners.setdefault(address, host)
         for text in member.get("networks") or []:
@@ -185,15 +180,10 @@ def fleet_problems(members: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
 
 def _host_prefixes(member: t.Mapping[str, t.Any]) -> list[str]:
     """Return a member's tunnel addresses as prefixes of one address each."""
-    return [
-        str(ipaddress.ip_network(ipaddress.ip_interface(a).ip))
-        for a in member["addresses"]
-    ]
+    return [str(ipaddress.ip_network(ipaddress.ip_interface(a).ip)) for a in member["addresses"]]
 
 
-def _peer(
-    member: t.Mapping[str, t.Any], allowed_ips: list[str], **extra: t.Any
-) -> dict[str, t.Any]:
+def _peer(member: t.Mapping[str, t.Any], allowed_ips: list[str], **extra: t.Any) -> dict[str, t.Any]:
     return {
         "name": member["host"],
         "public_key": member["public_key"],
@@ -202,9 +192,7 @@ def _peer(
     }
 
 
-def server_peers(
-    members: t.Sequence[t.Mapping[str, t.Any]], host: str
-) -> list[dict[str, t.Any]]:
+def server_peers(members: t.Sequence[t.Mapping[str, t.Any]], host: str) -> list[dict[str, t.Any]]:
     """Return the `relay_peers` of the server `host`: every other member of the fleet, by its own addresses.
 
     A client may also send from the networks behind it. Other servers are called; clients call us.
@@ -212,8 +200,7 @@ def server_peers(
     return [
         _peer(
             m,
-            _host_prefixes(m)
-            + [str(ipaddress.ip_network(n)) for n in m.get("networks") or []],
+            _host_prefixes(m) + [str(ipaddress.ip_network(n)) for n in m.get("networks") or []],
             **({"endpoint": m["endpoint"]} if m["server"] else {}),
         )
         for m in members
@@ -230,15 +217,14 @@ def client_peers(
 ) -> list[dict[str, t.Any]]:
     """Return the `relay_peers` of the client `host`: the servers.
 
-    `server` carries `prefixes`; each other server only its own address. `keepalive` is in seconds, 0 for none.
+    `server` carries `prefixes`; each other server only its own address. `keepalive` is in seconds, 0 for
+    none.
 
     :raises ValueError: `server` is not one of the fleet's servers.
     """
     servers = [m for m in members if m["server"]]
     if server not in {m["host"] for m in servers}:
-        raise ValueError(
-            f"client_server of {host} is {server!r}, which is no host of the group vpn_servers"
-        )
+        raise ValueError(f"client_server of {host} is {server!r}, which is no host of the group vpn_servers")
     extra = {"persistent_keepalive": int(keepalive)} if int(keepalive) else {}
     return [
         _peer(
@@ -251,17 +237,12 @@ def client_peers(
     ]
 
 
-def status_table(
-    rows: t.Sequence[t.Mapping[str, t.Any]], columns: t.Sequence[str]
-) -> str:
+def status_table(rows: t.Sequence[t.Mapping[str, t.Any]], columns: t.Sequence[str]) -> str:
     """Lay `rows` out as a table of text with a header, columns as wide as their widest cell."""
     cells = [[str(row.get(name, "")) for name in columns] for row in rows]
-    widths = [
-        max(len(line[i]) for line in [list(columns), *cells])
-        for i in range(len(columns))
-    ]
+    widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
     lines = [list(columns), ["-" * width for width in widths], *cells]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
