@@ -34,7 +34,7 @@ options = [option for option in sys.argv[1:] if option not in ("--no-setuptools"
 sys.exit(subprocess.call(["$VENV/bin/python", "-m", "pip", "--python", sys.executable, "install", *options]))
 PYTHON
 
-cd "$tree"
+cd "$tree" || exit
 # The collections that ours depends on, for the import test.
 export ANSIBLE_COLLECTIONS_PATH=$CACHE/sanity:$CACHE/collections
 HOME=$home ansible-test sanity --color no --requirements --python "$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])')" "$@"

@@ -1,6 +1,6 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The "internet" of a lab: an HTTP service on port 80 whose whole answer is the caller's address, as one line."""
+"""The "internet" of a lab: HTTP on port 80, whose whole answer is the caller's address as one line."""
 
 from __future__ import annotations
 
