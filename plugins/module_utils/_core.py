@@ -7,21 +7,22 @@
 
 """What every backend shares: the shape *observe -> plan -> apply*, the change, and the two kinds of error.
 
-A backend knows nothing of Ansible. ``observe()`` reads the host, ``plan(observed)`` is pure and decides alone what
-has to change, ``apply(change)`` executes one change of that plan. ``changed`` and the diff come from the plan, so
-that they cannot disagree with what is done.
+A backend knows nothing of Ansible. ``observe()`` reads the host, ``plan(observed)`` is pure and decides alone
+what has to change, ``apply(change)`` executes one change of that plan. ``changed`` and the diff come from the
+plan, so that they cannot disagree with what is done.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, Protocol, runtime_checkable
 
 
 class SpecError(Exception):
     """The wish is wrong or cannot be met on this host; nothing has been changed.
 
-    :ivar option: the option to look at, such as ``routes[0].device``; empty when no single option is to blame.
+    :ivar option: the option to look at, such as ``routes[0].device``; empty when no single option is to
+        blame.
     """
 
     def __init__(self, option: str, message: str) -> None:
@@ -34,7 +35,11 @@ class HostError(Exception):
     """The host refused a step of the plan or could not be read. The message says which and what to do."""
 
 
-class MissingLibrary(HostError):
+class MissingRequirement(HostError):
+    """Something that is not ours to install is missing on the host. Check mode goes on without it."""
+
+
+class MissingLibrary(MissingRequirement):
     """A Python library that the backend needs is not on the host.
 
     :ivar library: its name as the distribution's package index knows it.
@@ -67,16 +72,17 @@ class Change:
 
 Plan = list[Change]
 
-# Runs a command: arguments, standard input -> (return code, stdout, stderr). Injected, because a module has to use
-# AnsibleModule.run_command and the boot runner has only subprocess.
+# Runs a command: arguments, standard input -> (return code, stdout, stderr). Injected, because a module has
+# to use AnsibleModule.run_command and the boot runner has only subprocess.
 Runner = Callable[[list[str], str], tuple[int, str, str]]
 
 
 class Backend(Protocol):
     """The contract between a kind of host state and the shells around it (modules, boot runner).
 
-    ``blank()`` is what ``observe()`` returns on a host on which nothing of ours exists and of which nothing is known;
-    check mode falls back to it when a library is not installed yet. ``warnings`` are for the person who runs it.
+    ``blank()`` is what ``observe()`` returns on a host on which nothing of ours exists and of which nothing
+    is known; check mode falls back to it when a requirement is not installed yet. ``warnings`` are for the
+    person who runs it.
     """
 
     warnings: list[str]
@@ -90,6 +96,21 @@ class Backend(Protocol):
     def apply(self, change: Change) -> None: ...
 
     def report(self, observed: Any) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Rehearsing(Protocol):
+    """A backend that can try a plan without changing anything; done before applying, and in check mode too."""
+
+    def rehearse(self, plan: Plan) -> None: ...
+
+
+class PlainBackend:
+    """The attributes that most backends share."""
+
+    def __init__(self, check_mode: bool = False) -> None:
+        self.check_mode = check_mode
+        self.warnings: list[str] = []
 
 
 def diff_of(plan: Plan) -> dict[str, Any]:

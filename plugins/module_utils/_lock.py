@@ -7,9 +7,9 @@
 
 """One writer at a time: two runs that plan from the same observation would each insert their own jump.
 
-The lock is a file in /run held by ``flock``, so it goes away with its holder. The holder unlinks it before letting go:
-teardown has to leave no file behind. Therefore whoever gets the lock has to look whether the file is still the one
-that the path names, as the one before may have unlinked it meanwhile.
+The lock is a file in /run held by ``flock``, so it goes away with its holder. The holder unlinks it before
+letting go: teardown has to leave no file behind. Therefore whoever gets the lock has to look whether the file
+is still the one that the path names, as the one before may have unlinked it meanwhile.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 from ._core import HostError
 

@@ -5,7 +5,9 @@
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 # Do not use this from other collections or standalone plugins/modules!
 
-"""The one place where a backend meets Ansible: libraries, check mode, diff, and errors become a module's result."""
+"""The one place where a backend meets Ansible: libraries, check mode, diff, and errors become a module's
+result.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,16 @@ from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
-from ._core import Backend, HostError, MissingLibrary, Runner, SpecError, diff_of
+from ._core import (
+    Backend,
+    HostError,
+    MissingLibrary,
+    MissingRequirement,
+    Rehearsing,
+    Runner,
+    SpecError,
+    diff_of,
+)
 from ._lock import host_lock
 
 
@@ -51,6 +62,8 @@ def _run(module: AnsibleModule, make: Callable[[], Backend], locked: bool) -> di
     with host_lock() if locked and not module.check_mode else nullcontext():
         observed = _observe(module, backend)
         plan = backend.plan(observed)
+        if isinstance(backend, Rehearsing):
+            backend.rehearse(plan)
         if not module.check_mode:
             for change in plan:
                 backend.apply(change)
@@ -62,10 +75,10 @@ def _run(module: AnsibleModule, make: Callable[[], Backend], locked: bool) -> di
 
 
 def _observe(module: AnsibleModule, backend: Backend) -> Any:
-    """In check mode a library may still be missing: a task before this one would have installed it."""
+    """In check mode a requirement may still be missing: a task before this one would have installed it."""
     try:
         return backend.observe()
-    except MissingLibrary as error:
+    except MissingRequirement as error:
         if not module.check_mode:
             raise
         module.warn(f"{error}; check mode goes on as if nothing of this collection existed on the host yet")

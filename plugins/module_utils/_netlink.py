@@ -7,9 +7,9 @@
 
 """The kernel's links, addresses, routes and rules through rtnetlink, by pyroute2 0.7.2 to 0.9.x.
 
-Only calls that behave the same in both are used: dumps, and ``link``/``addr``/``route``/``rule`` with attributes given
-by the kernel's names where the two versions spell them differently. The import costs 0.2 s and is therefore done once,
-and only by those who open a socket.
+Only calls that behave the same in both are used: dumps, and ``link``/``addr``/``route``/``rule`` with
+attributes given by the kernel's names where the two versions spell them differently. The import costs 0.2 s
+and is therefore done once, and only by those who open a socket.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any
 
-from ._core import HostError, MissingLibrary, SpecError
+from ._core import HostError, MissingLibrary
 
 PYROUTE2_IMPORT_ERROR = ""
 try:
@@ -30,8 +31,6 @@ except ImportError as import_error:
     PYROUTE2_IMPORT_ERROR = str(import_error)
 
 IFF_UP = 0x1
-CAP_NET_ADMIN = 12
-
 FAMILIES = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 
 # What the kernel means by an error code when it comes from a change to links, addresses, routes or rules.
@@ -78,40 +77,3 @@ def step(what: str, ignore: tuple[int, ...] = ()) -> Iterator[None]:
         if error.errno in ignore:
             return
         raise HostError(f"cannot {what}: {error.strerror or error}") from error
-
-
-def need_net_admin() -> None:
-    """:raises SpecError: the process may not change the network of its namespace."""
-    if not _effective_capabilities() & 1 << CAP_NET_ADMIN:
-        raise SpecError(
-            "",
-            "not root: changing the host's network needs root (CAP_NET_ADMIN), and this runs as "
-            f"uid {os.geteuid()} without it; set become: true",
-        )
-
-
-def _effective_capabilities() -> int:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        for line in status:
-            if line.startswith("CapEff:"):
-                return int(line.split()[1], 16)
-    return 0
-
-
-def ipv6_disabled(device: str = "all") -> str:
-    """Why IPv6 cannot be used on ``device`` (``all`` = on the host), or an empty text when it can.
-
-    Kernel documentation: networking/ip-sysctl, ``disable_ipv6``.
-    """
-    base = "/proc/sys/net/ipv6"
-    if not os.path.isdir(base):
-        return "the kernel runs without IPv6"
-    # Devices that do not exist yet are born with the value of "default".
-    name = device if os.path.isdir(f"{base}/conf/{device}") else "default"
-    path = f"{base}/conf/{name}/disable_ipv6"
-    try:
-        with open(path, encoding="ascii") as flag:
-            disabled = flag.read().strip() == "1"
-    except OSError:
-        return ""
-    return f"net.ipv6.conf.{name}.disable_ipv6 is 1" if disabled else ""

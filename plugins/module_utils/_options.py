@@ -7,19 +7,22 @@
 
 """Reads options from a plain mapping, with one error per mistake that names the option.
 
-The modules get theirs from Ansible's argument spec, already typed; the boot runner gets them from JSON, where nothing
-has been checked and defaults are absent. Both go through here.
+The modules get theirs from Ansible's argument spec, already typed; the boot runner gets them from JSON, where
+nothing has been checked and defaults are absent. Both go through here.
 """
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ._core import SpecError
 
 
 class Options:
-    """One mapping of options. ``done()`` refuses what nobody asked for, so that a typing error is not ignored."""
+    """One mapping of options. ``done()`` refuses what nobody asked for, so that a typing error is not
+    ignored.
+    """
 
     def __init__(self, params: Mapping[str, Any], where: str = "") -> None:
         if not isinstance(params, Mapping):
@@ -41,7 +44,7 @@ class Options:
         value = self._params.get(name)
         return default if value is None else value
 
-    def text(self, name: str, default: Optional[str] = None, choices: Sequence[str] = ()) -> Optional[str]:
+    def text(self, name: str, default: str | None = None, choices: Sequence[str] = ()) -> str | None:
         value = self.raw(name, default)
         if value is None:
             return None
@@ -50,13 +53,13 @@ class Options:
             raise self.refuse(name, f"must be {wanted}, not {value!r}")
         return value
 
-    def required(self, name: str, default: Optional[str] = None, choices: Sequence[str] = ()) -> str:
+    def required(self, name: str, default: str | None = None, choices: Sequence[str] = ()) -> str:
         value = self.text(name, default, choices)
         if not value:
             raise self.refuse(name, "is required")
         return value
 
-    def integer(self, name: str, low: int, high: int, default: Optional[int] = None) -> Optional[int]:
+    def integer(self, name: str, low: int, high: int, default: int | None = None) -> int | None:
         value = self.raw(name, default)
         if value is None:
             return None
@@ -82,7 +85,7 @@ class Options:
             raise self.refuse(name, "must be a list of mappings")
         return [Options(value, f"{self.option(name)}[{position}]") for position, value in enumerate(values)]
 
-    def mapping(self, name: str) -> Optional[Options]:
+    def mapping(self, name: str) -> Options | None:
         value = self.raw(name)
         return None if value is None else Options(value, self.option(name))
 

@@ -12,12 +12,12 @@ Reading and changing the kernel is in ``_tun_kernel``. Kernel documentation: net
 
 from __future__ import annotations
 
-import grp
 import ipaddress
-import pwd
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional, Union
+from typing import Any, Union
 
+from ._accounts import account_number
 from ._core import Change, Plan, SpecError
 from ._options import Options
 
@@ -28,7 +28,6 @@ NAME_MAX_BYTES = 15
 MTU_MIN_BYTES, MTU_MAX_BYTES = 68, 65535
 # RFC 8200 section 5: a link that carries IPv6 has an MTU of at least this.
 IPV6_MTU_MIN_BYTES = 1280
-_NOBODY = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,11 @@ class TunSpec:
     name: str
     present: bool = True
     mode: str = "tun"
-    owner: Optional[int] = None
-    group: Optional[int] = None
+    owner: int | None = None
+    group: int | None = None
     vnet_hdr: bool = False
     multi_queue: bool = False
-    mtu_bytes: Optional[int] = None
+    mtu_bytes: int | None = None
     addresses: tuple[Interface, ...] = ()
     exclusive: bool = True
     up: bool = True
@@ -55,8 +54,8 @@ class TunSpec:
             name=_device_name(options, options.required("name")),
             present=options.required("state", "present", ("present", "absent")) == "present",
             mode=options.required("mode", "tun", ("tun", "tap")),
-            owner=_account(options, "owner"),
-            group=_account(options, "group"),
+            owner=account_number(options, "owner"),
+            group=account_number(options, "group"),
             vnet_hdr=options.flag("vnet_hdr", False),
             multi_queue=options.flag("multi_queue", False),
             mtu_bytes=options.integer("mtu", MTU_MIN_BYTES, MTU_MAX_BYTES),
@@ -65,7 +64,11 @@ class TunSpec:
             up=options.flag("up", True),
         )
         options.done()
-        if spec.mtu_bytes and spec.mtu_bytes < IPV6_MTU_MIN_BYTES and any(a.version == 6 for a in spec.addresses):
+        if (
+            spec.mtu_bytes
+            and spec.mtu_bytes < IPV6_MTU_MIN_BYTES
+            and any(a.version == 6 for a in spec.addresses)
+        ):
             raise SpecError(
                 "mtu", f"{spec.mtu_bytes} is too small for the IPv6 addresses of {spec.name}; IPv6 needs 1280"
             )
@@ -76,11 +79,11 @@ class TunSpec:
 class TunState:
     """What ``observe`` found. ``kind`` is ``None`` when no device has the name, else the kernel's link kind."""
 
-    kind: Optional[str] = None
+    kind: str | None = None
     index: int = 0
     mode: str = "tun"
-    owner: Optional[int] = None
-    group: Optional[int] = None
+    owner: int | None = None
+    group: int | None = None
     vnet_hdr: bool = False
     multi_queue: bool = False
     packet_information: bool = False
@@ -108,24 +111,14 @@ def _device_name(options: Options, name: str) -> str:
     length = len(name.encode())
     if length > NAME_MAX_BYTES:
         raise options.refuse(
-            "name", f"{name!r} is {length} bytes long; the kernel takes device names of up to {NAME_MAX_BYTES} bytes"
+            "name",
+            f"{name!r} is {length} bytes long; the kernel takes device names of up to {NAME_MAX_BYTES} bytes",
         )
-    if name in (".", "..", "all", "default") or any(c in "/:%" or c.isspace() or not c.isprintable() for c in name):
+    if name in (".", "..", "all", "default") or any(
+        c in "/:%" or c.isspace() or not c.isprintable() for c in name
+    ):
         raise options.refuse("name", f"{name!r} is not a name that a network device can have")
     return name
-
-
-def _account(options: Options, which: str) -> Optional[int]:
-    """A user's or group's number from a name or a number; the number need not belong to anybody."""
-    value = options.raw(which)
-    if value is None or value == "":
-        return None
-    if str(value).isdecimal() and int(value) < _NOBODY:
-        return int(value)
-    try:
-        return pwd.getpwnam(value).pw_uid if which == "owner" else grp.getgrnam(value).gr_gid
-    except (KeyError, TypeError):
-        raise options.refuse(which, f"{value!r} is neither known on the host nor a number") from None
 
 
 def _addresses(options: Options) -> tuple[Interface, ...]:
@@ -159,7 +152,7 @@ def _clash_within(one: Interface, other: Interface) -> bool:
 def _overlap(one: Interface, other: Interface) -> bool:
     if one.version != other.version or one.ip.is_link_local or other.ip.is_link_local:
         return False
-    return bool(one.network.overlaps(other.network))  # type: ignore[arg-type]
+    return bool(one.network.overlaps(other.network))
 
 
 def check(spec: TunSpec, state: TunState) -> None:
@@ -176,8 +169,9 @@ def check(spec: TunSpec, state: TunState) -> None:
         _check_existing(spec, state)
     elif not state.tun_node:
         raise SpecError(
-            "", "/dev/net/tun is missing on the host: load the kernel module with 'modprobe tun', or in a container "
-            "pass the device (--device /dev/net/tun)"
+            "",
+            "/dev/net/tun is missing on the host: load the kernel module with 'modprobe tun', "
+            "or in a container pass the device (--device /dev/net/tun)",
         )
 
 
@@ -189,26 +183,30 @@ def _check_addresses(spec: TunSpec, state: TunState) -> None:
         for device, other in state.elsewhere:
             if _overlap(address, other):
                 raise SpecError(
-                    option, f"{address} of {spec.name} overlaps with {other} of {device} on this host; "
-                    "choose a tunnel network that is not in use here"
+                    option,
+                    f"{address} of {spec.name} overlaps with {other} of {device} on this host; "
+                    "choose a tunnel network that is not in use here",
                 )
 
 
 def _check_existing(spec: TunSpec, state: TunState) -> None:
     if state.mode != spec.mode:
         raise SpecError(
-            "mode", f"{spec.name} exists as a {state.mode} device and cannot become {spec.mode}; "
-            "remove it first (state: absent)"
+            "mode",
+            f"{spec.name} exists as a {state.mode} device and cannot become {spec.mode}; "
+            "remove it first (state: absent)",
         )
     if not state.attached:
         return
     if not state.persistent:
         raise SpecError(
-            "name", f"{spec.name} was made by a running program and would vanish with it; stop that program first"
+            "name",
+            f"{spec.name} was made by a running program and would vanish with it; stop that program first",
         )
     for option in _held_back(spec, state):
         raise SpecError(
-            option, f"cannot be changed on {spec.name} while a program is attached to it; stop the relay first"
+            option,
+            f"cannot be changed on {spec.name} while a program is attached to it; stop the relay first",
         )
 
 
@@ -236,7 +234,8 @@ def plan(spec: TunSpec, state: TunState) -> Plan:
         return [Change(device, describe(state), None, "delete")] if state.exists else []
     changes: Plan = []
     if state.exists and state.multi_queue != spec.multi_queue:
-        # The kernel fixes this at creation (drivers/net/tun.c, tun_set_iff); nobody is attached, check() saw to it.
+        # The kernel fixes this at creation (drivers/net/tun.c, tun_set_iff); nobody is attached, check() saw
+        # to it.
         changes.append(Change(device, describe(state), None, "delete"))
         state = _without_device(state)
     fresh = not state.exists
@@ -303,7 +302,9 @@ def _plan_addresses(spec: TunSpec, state: TunState) -> Plan:
     if spec.exclusive:
         for address in state.addresses:
             if address not in spec.addresses:
-                changes.append(Change(f"address {address} on {spec.name}", str(address), None, "remove", address))
+                changes.append(
+                    Change(f"address {address} on {spec.name}", str(address), None, "remove", address)
+                )
     there = state.addresses + state.kernel_addresses
     for address in spec.addresses:
         if address not in there:
@@ -311,7 +312,7 @@ def _plan_addresses(spec: TunSpec, state: TunState) -> Plan:
     return changes
 
 
-def describe(state: TunState) -> Optional[dict[str, Any]]:
+def describe(state: TunState) -> dict[str, Any] | None:
     """The device as the module returns it and as the diff shows it; ``None`` when there is none."""
     if not state.exists:
         return None

@@ -5,10 +5,12 @@
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 # Do not use this from other collections or standalone plugins/modules!
 
-"""Reads and changes TUN and TAP devices: links and addresses by rtnetlink, what only a descriptor can set by ioctl.
+"""Reads and changes TUN and TAP devices: links and addresses by rtnetlink, what only a descriptor can set by
+ioctl.
 
-The kernel refuses to create or reconfigure these devices by rtnetlink (drivers/net/tun.c, tun_validate), so pyroute2
-itself uses the ioctls of ``/dev/net/tun`` for it. Here they are used directly, as pyroute2 cannot change the owner.
+The kernel refuses to create or reconfigure these devices by rtnetlink (drivers/net/tun.c, tun_validate), so
+pyroute2 itself uses the ioctls of ``/dev/net/tun`` for it. Here they are used directly, as pyroute2 cannot
+change the owner.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ import os
 import platform
 import stat
 import struct
-from typing import Any, Optional
+from typing import Any
 
 from . import _tun
-from ._core import Change, Plan
-from ._netlink import FAMILIES, IFF_UP, ipv6_disabled, need_net_admin, rtnetlink, step
+from ._core import Change, PlainBackend, Plan
+from ._host import ipv6_disabled, need_net_admin
+from ._netlink import FAMILIES, IFF_UP, rtnetlink, step
 
 TUN_NODE = "/dev/net/tun"
 
@@ -40,13 +43,13 @@ IFA_F_PERMANENT = 0x80
 _UNSET = 0xFFFFFFFF
 
 
-class TunBackend:
-    """:ivar warnings: for the person who runs it; always empty here."""
+class TunBackend(PlainBackend):
+    """One device."""
 
     def __init__(self, spec: _tun.TunSpec, check_mode: bool = False) -> None:
+        super().__init__(check_mode)
         need_net_admin()
         self.spec = spec
-        self.warnings: list[str] = []
         self._index = 0
 
     def blank(self) -> _tun.TunState:
@@ -185,12 +188,13 @@ def _link_state(link: Any) -> dict[str, Any]:
     return state
 
 
-def _account(number: Optional[int]) -> Optional[int]:
+def _account(number: int | None) -> int | None:
     return None if number in (None, _UNSET) else number
 
 
 def _address_of(message: Any) -> _tun.Interface:
-    # On a point-to-point link IFA_LOCAL is ours and IFA_ADDRESS the other side's (include/uapi/linux/if_addr.h).
+    # On a point-to-point link IFA_LOCAL is ours and IFA_ADDRESS the other side's
+    # (include/uapi/linux/if_addr.h).
     local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
     return ipaddress.ip_interface(f"{local}/{message['prefixlen']}")
 

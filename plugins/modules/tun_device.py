@@ -1,5 +1,4 @@
 #!/usr/bin/python
-# -*- coding: utf-8 -*-
 
 # Copyright (c) 2026, Culvert contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
@@ -12,8 +11,9 @@ module: tun_device
 short_description: Manage a persistent TUN or TAP device
 description:
   - Creates, configures or removes a persistent TUN or TAP device, its addresses and its link state.
-  - A device that exists is never made anew while a program is attached to it. What can only be changed by whoever
-    holds the device open (O(owner), O(group), O(multi_queue)) is then refused with a message that says so.
+  - A device that exists is never made anew while a program is attached to it. What can only be changed by
+    whoever holds the device open (O(owner), O(group), O(multi_queue)) is then refused with a message that
+    says so.
   - Devices are made without packet information (C(IFF_NO_PI)).
 author:
   - Culvert contributors (@culvert-vpn)
@@ -67,8 +67,8 @@ options:
   multi_queue:
     description:
       - Whether several queues can be opened.
-      - The kernel fixes this when the device is made. A device to which nothing is attached is made anew for it,
-        which drops routes that lead to it.
+      - The kernel fixes this when the device is made. A device to which nothing is attached is made anew for
+        it, which drops routes that lead to it.
     type: bool
     default: false
   mtu:
@@ -78,9 +78,10 @@ options:
     type: int
   addresses:
     description:
-      - Addresses with prefix length, such as V(10.86.0.1/16) or V(fd86:ea04:1115::1/64). Without a prefix length the
-        address stands for itself alone.
-      - An address that overlaps with an address or connected network of another interface of the host is refused.
+      - Addresses with prefix length, such as V(10.86.0.1/16) or V(fd86:ea04:1115::1/64). Without a prefix
+        length the address stands for itself alone.
+      - An address that overlaps with an address or connected network of another interface of the host is
+        refused.
     type: list
     elements: str
     default: []
@@ -178,7 +179,6 @@ option:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.culvert.vpn.plugins.module_utils._module import run_module
 from ansible_collections.culvert.vpn.plugins.module_utils._tun import TunSpec
 from ansible_collections.culvert.vpn.plugins.module_utils._tun_kernel import TunBackend

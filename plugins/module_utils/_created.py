@@ -1,0 +1,125 @@
+# Copyright (c) 2026, Culvert contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
+# Do not use this from other collections or standalone plugins/modules!
+
+"""Remembers what did not exist before us and has no owner's mark of its own, so that removal leaves nothing
+behind.
+
+Directories of iproute2, and base chains and tables that iptables-nft makes when it is first used. The record
+is a small JSON file. What it says about nftables counts only for the boot and the network namespace it was
+written in: after a reboot all of it is gone, and what has the same name then was made by somebody else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from ._core import HostError
+
+STATE_DIRECTORY = "/var/lib/culvert"
+RECORD_PATH = f"{STATE_DIRECTORY}/created.json"
+
+
+def _here() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot_id:
+        return f"{boot_id.read().strip()}/{os.stat('/proc/self/ns/net').st_ino}"
+
+
+def _load() -> dict[str, Any]:
+    try:
+        with open(RECORD_PATH, encoding="utf-8") as record:
+            content = json.load(record)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise HostError(f"cannot read {RECORD_PATH}: {error}; delete it if it is damaged") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _store(record: dict[str, Any]) -> None:
+    try:
+        if record.get("nft") or set(record.get("directories", [])) - {STATE_DIRECTORY}:
+            _write(record)
+        else:
+            _forget(record)
+    except OSError as error:
+        raise HostError(f"cannot write {RECORD_PATH}: {error.strerror}") from None
+
+
+def _write(record: dict[str, Any]) -> None:
+    if not os.path.isdir(STATE_DIRECTORY):
+        os.makedirs(STATE_DIRECTORY, 0o755)
+        record = {**record, "directories": sorted({*record.get("directories", []), STATE_DIRECTORY})}
+    temporary = f"{RECORD_PATH}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, RECORD_PATH)
+
+
+def _forget(record: dict[str, Any]) -> None:
+    try:
+        os.unlink(RECORD_PATH)
+    except FileNotFoundError:
+        return
+    if STATE_DIRECTORY in record.get("directories", []):
+        remove_if_empty(STATE_DIRECTORY)
+
+
+def remove_if_empty(directory: str) -> bool:
+    try:
+        os.rmdir(directory)
+    except OSError:
+        return False
+    return True
+
+
+def make_directories(path: str) -> None:
+    """``path`` and its parents exist afterwards; those that did not are recorded first."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    if not missing:
+        return
+    record = _load()
+    record["directories"] = sorted({*record.get("directories", []), *missing})
+    _store(record)
+    for directory in reversed(missing):
+        os.makedirs(directory, 0o755, exist_ok=True)
+
+
+def remove_directories(path: str) -> None:
+    """Take away ``path`` and its parents as far as they are empty and were made by :func:`make_directories`."""
+    record = _load()
+    made = set(record.get("directories", []))
+    while path in made and path != STATE_DIRECTORY:
+        if os.path.isdir(path) and not remove_if_empty(path):
+            return
+        made.discard(path)
+        path = os.path.dirname(path)
+        record["directories"] = sorted(made)
+        _store(record)
+
+
+def nft_objects(prefix: str) -> tuple[str, ...]:
+    """Recorded objects such as ``ip filter FORWARD`` that begin with the words of ``prefix``, longest first."""
+    objects = _load().get("nft", {}).get(_here(), [])
+    return tuple(sorted((name for name in objects if f"{name} ".startswith(f"{prefix} ")), reverse=True))
+
+
+def change_nft_objects(add: tuple[str, ...] = (), remove: tuple[str, ...] = ()) -> None:
+    """Only what belongs to this boot and namespace, or to another namespace of this boot, is kept."""
+    record = _load()
+    here = _here()
+    boot = here.split("/", maxsplit=1)[0]
+    kept = {place: names for place, names in record.get("nft", {}).items() if place.startswith(f"{boot}/")}
+    kept[here] = sorted({*kept.get(here, []), *add} - set(remove))
+    record["nft"] = {place: names for place, names in kept.items() if names}
+    _store(record)
