@@ -1,0 +1,148 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A fleet of container hosts for the end-to-end tests, and what can be asked of it.
+
+    e2e-client1 ──┐  "outer"                        "internet"
+                  ├──────────────── e2e-server ──────────────── e2e-internet
+    e2e-client2 ──┘
+
+The hosts are those of inventories/demo under another lab name, on other parts of the pretend-public networks,
+so that a demo may run beside. Everything goes through `ansible-playbook` and `docker exec`, as for a person.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+INVENTORY = ROOT / "inventories" / "demo" / "hosts.yml"
+
+#: Kernel settings that move by themselves, or that tell of the machine and not of the host.
+VOLATILE_SYSCTL = re.compile(
+    r"net\.netfilter\.nf_conntrack_count|\.(stable_secret|base_reachable_time\w*|retrans_time\w*)\b"
+)
+
+#: Files of a running host that change whatever we do; below these nothing is compared.
+VOLATILE_PATHS = [
+    *["/dev", "/proc", "/run", "/sys", "/tmp", "/var/cache", "/var/log", "/root/.ansible"],
+    *[f"/var/lib/{name}" for name in ("apt", "containerd", "docker", "dpkg", "private", "systemd")],
+]
+
+_SNAPSHOT = {
+    "ip rule": "ip rule; ip -6 rule",
+    "ip route": "ip route show table all; ip -6 route show table all",
+    "ip link": "ip -o link",
+    "ip addr": "ip -o addr",
+    "iptables-save": "iptables-save",
+    "ip6tables-save": "ip6tables-save",
+    "sysctl": "sysctl -a 2>/dev/null | grep -E '^net[.]' | sort",
+    "containers": "docker ps --all --format '{{.Names}} {{.Image}}'",
+    "images": "docker images --format '{{.Repository}}:{{.Tag}}'",
+    "files": "find / -xdev "
+    + " ".join(f"-path {path} -prune -o" for path in VOLATILE_PATHS)
+    + " -type f -printf '%p %m %u %g ' -exec sha256sum {} ';' | cut -d' ' -f1-5; "
+    "find /etc /usr/local /var/lib/culvert -type d -o -type l 2>/dev/null | sort; "
+    "ls -d /run/wireguard /run/culvert* 2>&1",
+}
+
+
+def normalise(name: str, text: str) -> list[str]:
+    """Return the lines of one part of a snapshot without what moves by itself: counters, dates, timers."""
+    if "tables" in name:
+        text = re.sub(r"^#.*\n", "", text, flags=re.M)
+        text = re.sub(r"\[\d+:\d+\]", "", text)
+    if name == "sysctl":
+        text = "\n".join(line for line in text.splitlines() if not VOLATILE_SYSCTL.search(line))
+    if name == "ip route":
+        text = re.sub(r" (expires|age) \S+", "", text)
+    if name in ("ip route", "files"):
+        return sorted(text.splitlines())
+    return text.splitlines()
+
+
+@dataclass
+class Run:
+    """A finished `ansible-playbook`: its exit code and all that it printed."""
+
+    code: int
+    output: str
+
+    def recap(self) -> dict[str, dict[str, int]]:
+        """Return the numbers of the recap, by host."""
+        lines = re.findall(r"^(\S+)\s+: (ok=.*)$", self.output, flags=re.M)
+        return {host: {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", rest)} for host, rest in lines}
+
+    def changed(self) -> dict[str, int]:
+        return {host: numbers["changed"] for host, numbers in self.recap().items()}
+
+
+@dataclass
+class Fleet:
+    """A lab by its name; :meth:`up` makes it and :meth:`down` removes it."""
+
+    name: str
+    number: int  # which quarter of the pretend-public networks is its own, 0 to 3; the demo has 0
+    image: str = "culvert/host:trixie"
+    logs: list[str] = field(default_factory=list)
+
+    @property
+    def _variables(self) -> dict[str, Any]:
+        return {
+            "lab_name": self.name,
+            "lab_image": self.image,
+            "lab_subnet4": f"198.51.100.{64 * self.number}/26",
+            "lab_subnet6": f"2001:db8:{51 + self.number}::/64",
+            "lab_internet4": f"203.0.113.{64 * self.number}/26",
+        }
+
+    def outer(self, number: int) -> str:
+        return f"198.51.100.{64 * self.number + number}"
+
+    def internet(self, number: int) -> str:
+        return f"203.0.113.{64 * self.number + number}"
+
+    def container(self, host: str) -> str:
+        return f"culvert-{self.name}-{host.rpartition('-')[2]}"
+
+    def play(self, playbook: str, *arguments: str, inventory: Path = INVENTORY, **variables: Any) -> Run:
+        """Run a playbook of the repository on the fleet; what it printed is kept in `logs`."""
+        command = [
+            "ansible-playbook",
+            "--inventory",
+            str(inventory),
+            "--extra-vars",
+            json.dumps({**self._variables, **variables}),
+            *arguments,
+            str(ROOT / playbook),
+        ]
+        done = subprocess.run(
+            command, cwd=ROOT, env=dict(os.environ), text=True, capture_output=True, timeout=900, check=False
+        )
+        run = Run(done.returncode, done.stdout + done.stderr)
+        self.logs.append(run.output)
+        return run
+
+    def up(self) -> None:
+        run = self.play("inventories/demo/up.yml")
+        assert run.code == 0, run.output
+
+    def down(self) -> None:
+        run = self.play("inventories/demo/down.yml")
+        assert run.code == 0, run.output
+
+    def shell(self, host: str, script: str, check: bool = True, timeout_s: float = 60) -> str:
+        """Run a shell script on a host as root and return what it printed."""
+        command = ["docker", "exec", "-i", self.container(host), "/bin/sh", "-c", script]
+        done = subprocess.run(command, text=True, capture_output=True, timeout=timeout_s, check=False)
+        assert not check or done.returncode == 0, f"{host}: {script}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def snapshot(self, host: str) -> dict[str, list[str]]:
+        """Return everything that a deployment may touch on a host, comparable."""
+        return {name: normalise(name, self.shell(host, script)) for name, script in _SNAPSHOT.items()}

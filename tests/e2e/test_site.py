@@ -1,0 +1,187 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The life of a deployment, in order: blank hosts, dry run, deploy, use, run again, restarts, teardown."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from fleet import ROOT, Fleet
+
+pytestmark = pytest.mark.e2e
+
+SERVER, CLIENT1, CLIENT2 = HOSTS = ["demo-server", "demo-client1", "demo-client2"]
+SITE, TEARDOWN, STATUS = (f"playbooks/{name}.yml" for name in ("site", "teardown", "status"))
+Snapshots = dict[str, dict[str, list[str]]]
+
+
+def snapshots(fleet: Fleet) -> Snapshots:
+    return {host: fleet.snapshot(host) for host in HOSTS}
+
+
+def assert_same(before: Snapshots, after: Snapshots) -> None:
+    for host, parts in before.items():
+        for part, lines in parts.items():
+            gone = [line for line in lines if line not in after[host][part]]
+            new = [line for line in after[host][part] if line not in lines]
+            assert lines == after[host][part], f"{host}: {part}: gone {gone}, new {new}"
+
+
+def seen_address(fleet: Fleet, client: str) -> str:
+    """Return the address under which the internet host sees a client, or what curl said instead."""
+    script = f"curl -sS --max-time 5 http://{fleet.internet(50)}/ 2>&1 || true"
+    return fleet.shell(client, script).strip()
+
+
+def wait_until_seen(fleet: Fleet, client: str, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while (seen := seen_address(fleet, client)) != fleet.internet(11):
+        assert time.monotonic() < deadline, f"{client} is seen as: {seen}"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def blank(fleet: Fleet) -> Snapshots:
+    """The hosts as they were before us. Asked twice: what the kernel loads when first asked does not count."""
+    snapshots(fleet)
+    return snapshots(fleet)
+
+
+@pytest.fixture(scope="module")
+def deployed(fleet: Fleet, blank: Snapshots) -> str:
+    """What the deployment printed, as much of it as Ansible can be made to print."""
+    run = fleet.play(SITE, "-vvvv", "--diff")
+    assert run.code == 0, run.output[-4000:]
+    return run.output
+
+
+def test_without_a_tunnel_the_internet_is_out_of_reach(fleet: Fleet, blank: Snapshots) -> None:
+    assert not re.fullmatch(r"[\d.]+", seen_address(fleet, CLIENT1))
+
+
+def test_check_on_blank_hosts_shows_the_changes_and_makes_none(fleet: Fleet, blank: Snapshots) -> None:
+    run = fleet.play(SITE, "--check", "--diff")
+    assert run.code == 0, run.output[-4000:]
+    assert all(count > 5 for count in run.changed().values()), run.changed()
+    assert "device culvert0" in run.output
+    assert "PrivateKeyFile" in run.output
+    assert_same(blank, snapshots(fleet))
+
+
+def test_a_client_reaches_the_internet_from_the_servers_address(fleet: Fleet, deployed: str) -> None:
+    for client in (CLIENT1, CLIENT2):
+        wait_until_seen(fleet, client)
+
+
+def test_status_shows_every_host(fleet: Fleet, deployed: str) -> None:
+    run = fleet.play(STATUS, status_egress_url=f"http://{fleet.internet(50)}/")
+    assert run.code == 0, run.output[-4000:]
+    for host in HOSTS:
+        assert re.search(rf"{host} .* \d+ s ago .* [\d.]+ ms .*ok", run.output), run.output
+    assert fleet.internet(11) in run.output
+
+
+def test_a_second_run_changes_nothing(fleet: Fleet, deployed: str) -> None:
+    run = fleet.play(SITE)
+    assert run.code == 0, run.output[-4000:]
+    assert set(run.changed().values()) == {0}, run.output[-6000:]
+
+
+def test_check_on_deployed_hosts_reports_no_change(fleet: Fleet, deployed: str) -> None:
+    run = fleet.play(SITE, "--check", "--diff")
+    assert run.code == 0, run.output[-4000:]
+    assert set(run.changed().values()) == {0}, run.output[-6000:]
+
+
+def test_the_relay_has_no_more_privileges_than_it_needs(fleet: Fleet, deployed: str) -> None:
+    pid = fleet.shell(SERVER, "docker inspect --format '{{.State.Pid}}' culvert-culvert0").strip()
+    status = fleet.shell(SERVER, f"cat /proc/{pid}/status")
+    fields = dict(re.findall(r"^(\w+):\s+(.*)$", status, flags=re.M))
+    net_admin = f"{1 << 12:016x}"
+    assert fields["Uid"].split() == ["51820"] * 4
+    assert fields["Gid"].split() == ["51820"] * 4
+    assert (fields["CapEff"], fields["CapPrm"], fields["CapInh"]) == (net_admin, net_admin, "0" * 16)
+    assert fields["NoNewPrivs"] == "1"
+    readonly = fleet.shell(
+        SERVER, "docker inspect --format '{{.HostConfig.ReadonlyRootfs}}' culvert-culvert0"
+    )
+    assert readonly.strip() == "true"
+
+
+def test_no_private_key_leaves_its_host(fleet: Fleet, deployed: str, tmp_path: Path) -> None:
+    keys = [fleet.shell(host, "cat /etc/culvert/culvert0.key").strip() for host in HOSTS]
+    assert all(re.fullmatch(r"[A-Za-z0-9+/]{43}=", key) for key in keys)
+    assert len(set(keys)) == len(HOSTS)
+    printed = "\n".join(fleet.logs)
+    assert "relay_key" in printed  # the search looks at the right text
+    facts = fleet.play(STATUS, "-vvvv").output
+    haystacks = {"output of Ansible": printed, "output of status": facts}
+    for host in HOSTS:
+        haystacks[f"container log on {host}"] = fleet.shell(host, "docker logs culvert-culvert0 2>&1")
+        haystacks[f"docker inspect on {host}"] = fleet.shell(host, "docker inspect culvert-culvert0")
+        haystacks[f"arguments on {host}"] = fleet.shell(host, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+        haystacks[f"journal on {host}"] = fleet.shell(host, "journalctl --no-pager")
+        haystacks[f"configuration on {host}"] = fleet.shell(host, "cat /etc/culvert/*.conf")
+    for key in keys:
+        assert not [where for where, text in haystacks.items() if key in text]
+    places = [str(ROOT), str(Path.home() / ".ansible"), "/tmp", "/var/tmp"]
+    pattern = tmp_path / "patterns"
+    pattern.write_text("\n".join(keys) + "\n")
+    found = subprocess.run(
+        ["grep", "-rlsaF", "--exclude=patterns", "--exclude-dir=.venv", "-f", str(pattern), *places],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout == "", f"private keys on the controller: {found.stdout}"
+
+
+def test_the_key_files_can_be_read_by_the_relay_only(fleet: Fleet, deployed: str) -> None:
+    listing = fleet.shell(
+        SERVER, "stat -c '%a %u %g' /etc/culvert/culvert0.key /etc/culvert/culvert0.conf /etc/culvert"
+    )
+    assert listing.split("\n")[:3] == ["400 51820 51820", "640 0 51820", "750 0 51820"]
+
+
+def test_a_restarted_container_carries_on(fleet: Fleet, deployed: str) -> None:
+    fleet.shell(SERVER, "docker restart culvert-culvert0")
+    wait_until_seen(fleet, CLIENT1)
+    fleet.shell(CLIENT1, "docker restart culvert-culvert0")
+    wait_until_seen(fleet, CLIENT1)
+
+
+def test_a_stopped_relay_sends_nothing_in_the_clear(fleet: Fleet, deployed: str) -> None:
+    fleet.shell(CLIENT2, "docker stop culvert-culvert0")
+    assert not re.fullmatch(r"[\d.]+", seen_address(fleet, CLIENT2))
+    fleet.shell(CLIENT2, "docker start culvert-culvert0")
+    wait_until_seen(fleet, CLIENT2)
+
+
+@pytest.mark.parametrize("host", [SERVER, CLIENT1])
+def test_a_rebooted_host_comes_back(fleet: Fleet, deployed: str, host: str) -> None:
+    subprocess.run(["docker", "restart", fleet.container(host)], check=True, capture_output=True, timeout=120)
+    wait_until_seen(fleet, CLIENT1)
+    state = fleet.shell(host, "systemctl is-active culvert-network.service")
+    assert state.strip() == "active"
+
+
+def test_after_a_reboot_a_run_changes_nothing(fleet: Fleet, deployed: str) -> None:
+    run = fleet.play(SITE)
+    assert run.code == 0, run.output[-4000:]
+    assert set(run.changed().values()) == {0}, run.output[-6000:]
+
+
+def test_teardown_leaves_the_hosts_as_they_were(fleet: Fleet, deployed: str, blank: Snapshots) -> None:
+    check = fleet.play(TEARDOWN, "--check", "--diff")
+    assert check.code == 0, check.output[-4000:]
+    wait_until_seen(fleet, CLIENT2)  # check mode removed nothing
+    run = fleet.play(TEARDOWN)
+    assert run.code == 0, run.output[-4000:]
+    assert_same(blank, snapshots(fleet))
+    again = fleet.play(TEARDOWN)
+    assert again.code == 0, again.output[-4000:]
+    assert set(again.changed().values()) == {0}, again.output[-6000:]
