@@ -1,0 +1,150 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command ``culvert``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .config import load_config
+from .control import DEFAULT_DIRECTORY
+from .errors import ConfigError, CulvertError
+from .keys import Identity, decode_base64, encode_base64, generate_preshared, generate_private
+from .run import RunOptions, run
+from .show import devices, query, render
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0, 1 for what went wrong, 2 for what was asked wrongly (usage, configuration file)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except ConfigError as error:
+        print(f"culvert: {error}", file=sys.stderr)
+        return 2
+    except CulvertError as error:
+        print(f"culvert: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="culvert", description="A userspace WireGuard endpoint.")
+    parser.add_argument("--version", action="version", version=f"culvert {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    command = commands.add_parser("run", help="carry a device's packets until stopped")
+    command.add_argument("name", metavar="NAME", help="the TUN device: attached to, or created")
+    command.add_argument("--config", metavar="FILE", help="what to load; without it, an empty device")
+    command.add_argument("--user", metavar="UID[:GID]", help="become this user, keeping NET_ADMIN alone")
+    command.add_argument("--background", action="store_true", help="fork once all is ready")
+    _add_directory(command)
+    command.set_defaults(command=_run)
+
+    for name, action, text in (
+        ("genkey", _genkey, "print a new private key"),
+        ("pubkey", _pubkey, "read a private key from standard input, print its public key"),
+        ("genpsk", _genpsk, "print a new pre-shared key"),
+    ):
+        commands.add_parser(name, help=text).set_defaults(command=action)
+
+    command = commands.add_parser("check", help="check a configuration file")
+    command.add_argument("file", metavar="FILE")
+    command.set_defaults(command=_check)
+
+    command = commands.add_parser("show", help="print the state of devices, without secret keys")
+    command.add_argument("name", metavar="NAME", nargs="?", help="all devices when not given")
+    command.add_argument("--json", action="store_true", help="a JSON list with one object for each device")
+    _add_directory(command)
+    command.set_defaults(command=_show)
+
+    command = commands.add_parser("health", help="exit 0 when the device's process answers")
+    command.add_argument("name", metavar="NAME")
+    _add_directory(command)
+    command.set_defaults(command=_health)
+    return parser
+
+
+def _add_directory(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--socket-directory",
+        metavar="DIR",
+        default=DEFAULT_DIRECTORY,
+        help=f"where control sockets are (default {DEFAULT_DIRECTORY}; `wg` looks there only)",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format=f"culvert {options.name}: %(levelname)s: %(message)s"
+    )
+    return run(
+        RunOptions(
+            name=options.name,
+            config=options.config,
+            user=options.user,
+            background=options.background,
+            socket_directory=options.socket_directory,
+        )
+    )
+
+
+def _genkey(_: argparse.Namespace) -> int:
+    print(encode_base64(generate_private()))
+    return 0
+
+
+def _genpsk(_: argparse.Namespace) -> int:
+    print(encode_base64(generate_preshared()))
+    return 0
+
+
+def _pubkey(_: argparse.Namespace) -> int:
+    try:
+        private_key = decode_base64(sys.stdin.read(256).strip())
+    except ValueError as error:
+        raise CulvertError(f"standard input {error}") from None
+    print(encode_base64(Identity(private_key).public))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    config = load_config(options.file)
+    if config.private_key is None:
+        raise ConfigError(options.file, 0, "has no PrivateKey or PrivateKeyFile in [Interface]")
+    print(f"{options.file}: good: {len(config.peers)} peers")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    names = [options.name] if options.name else devices(options.socket_directory)
+    found = [query(name, options.socket_directory) for name in names]
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print("\n\n".join(render(device) for device in found))
+    return 0
+
+
+def _health(options: argparse.Namespace) -> int:
+    query(options.name, options.socket_directory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

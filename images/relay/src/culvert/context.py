@@ -1,0 +1,95 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the parts of one engine share: who we are, what goes out, what was noticed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from .allowedips import AllowedIPs
+from .batch import Batch, Buffer, PureBatch
+from .constants import DEFAULT_MTU_BYTES
+from .endpoint import Endpoint
+from .keypair import Keypair
+from .keys import Identity
+from .tai64n import Tai64nClock
+from .timers import TimerQueue
+
+if TYPE_CHECKING:
+    from .peer import Peer
+
+__all__ = ["Context", "Event", "EventKind", "OutgoingRun"]
+
+
+class OutgoingRun(NamedTuple):
+    """Datagrams for one endpoint, in order, all with one type of service."""
+
+    endpoint: Endpoint
+    datagrams: list[bytes]
+    tos: int
+    "Outer IPv4 TOS or IPv6 traffic class, 8 bits."
+
+
+class EventKind(Enum):
+    """What the shell may want to log or act upon."""
+
+    HANDSHAKE_COMPLETED = "handshake completed"
+    HANDSHAKE_RETRIED = "handshake not answered"
+    HANDSHAKE_GAVE_UP = "handshake given up"
+    KEYS_ZEROED = "session keys forgotten"
+    ENDPOINT_CHANGED = "endpoint changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened to a peer."""
+
+    kind: EventKind
+    public_key: bytes
+    attempts: int = 0
+    "Initiations that went unanswered in a row."
+    endpoint: Endpoint | None = None
+
+
+class Context:
+    """Shared by a device and its peers; holds no protocol logic of its own."""
+
+    def __init__(
+        self,
+        wall_clock_ns: Callable[[], int],
+        rng: random.Random | None = None,
+        batch: Batch | None = None,
+    ) -> None:
+        self.identity: Identity | None = None
+        self.wall_clock_ns = wall_clock_ns
+        # Receiver indices must not be guessable: the system's generator, unless a test wants to know them.
+        self.rng = rng or random.SystemRandom()
+        self.batch: Batch = batch or PureBatch()
+        self.clock = Tai64nClock()
+        self.timers = TimerQueue()
+        self.mtu_bytes = DEFAULT_MTU_BYTES
+        self.allowed_ips: AllowedIPs[Peer] = AllowedIPs()
+        self.keypairs: dict[int, Keypair] = {}
+        self.handshakes: dict[int, Peer] = {}
+        self.outgoing: list[OutgoingRun] = []
+        self.incoming: list[Buffer] = []
+        self.events: list[Event] = []
+
+    def new_index(self) -> int:
+        """A random receiver index that names nothing yet (WireGuard paper section 5.4.2)."""
+        while True:
+            index = self.rng.getrandbits(32)
+            if index not in self.keypairs and index not in self.handshakes:
+                return index
+
+    def forget(self, gone: list[Keypair]) -> None:
+        """Free the indices of destroyed keypairs."""
+        for keypair in gone:
+            self.keypairs.pop(keypair.local_index, None)
+
+    def send(self, endpoint: Endpoint, datagrams: list[bytes], tos: int) -> None:
+        self.outgoing.append(OutgoingRun(endpoint, datagrams, tos))

@@ -1,0 +1,164 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The control socket: serves the userspace API on ``/var/run/wireguard/NAME.sock``."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import Callable
+from typing import Protocol
+
+from .errors import CulvertError, RequestError
+from .uapi import parse_set
+from .update import DeviceUpdate
+
+__all__ = ["DEFAULT_DIRECTORY", "ControlClient", "ControlTarget", "answer", "listen", "socket_path"]
+
+DEFAULT_DIRECTORY = "/run/wireguard"
+# A set request for ten thousand peers takes 3 MB.
+_MAX_REQUEST_BYTES = 32 * 2**20
+_READ_BYTES = 1 << 16
+
+_log = logging.getLogger("culvert")
+
+
+class ControlTarget(Protocol):
+    """What requests are about."""
+
+    def get(self) -> str:
+        """The device's state, see :func:`culvert.uapi.format_get`."""
+
+    def apply(self, update: DeviceUpdate) -> None:
+        """:raises RequestError: it cannot be done; nothing was."""
+
+
+def socket_path(name: str, directory: str = DEFAULT_DIRECTORY) -> str:
+    return os.path.join(directory, f"{name}.sock")
+
+
+def listen(name: str, directory: str = DEFAULT_DIRECTORY) -> socket.socket:
+    """A listening socket that only its owner (and root) can connect to.
+
+    :raises CulvertError: another process serves this name, or the directory cannot be written.
+    """
+    path = socket_path(name, directory)
+    try:
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        _remove_stale(path, name)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        # The mode must be right from the first moment: the socket answers with private keys.
+        mask = os.umask(0o177)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(mask)
+        sock.listen(16)
+    except OSError as error:
+        raise CulvertError(f"control socket {path}: {error.strerror}") from None
+    return sock
+
+
+def _remove_stale(path: str, name: str) -> None:
+    """Remove the socket of a process that is gone. :raises CulvertError: it is not gone."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise CulvertError(f"control socket {path}: exists and is not a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+    raise CulvertError(f"interface {name}: a process already serves {path}")
+
+
+def answer(request: bytes, target: ControlTarget) -> bytes | None:
+    """The answer to one request (without its final empty line); None to hang up on something that is none."""
+    try:
+        operation, *lines = request.decode("ascii").split("\n")
+    except UnicodeDecodeError:
+        return _status(errno.EINVAL)
+    try:
+        if operation == "get=1":
+            if lines:
+                raise RequestError(errno.EINVAL, "get=1 is followed by an empty line")
+            return target.get().encode("ascii") + _status(0)
+        if operation == "set=1":
+            target.apply(parse_set(lines))
+            return _status(0)
+    except RequestError as error:
+        _log.warning("control socket: request refused: %s", error)
+        return _status(error.code)
+    return None
+
+
+def _status(code: int) -> bytes:
+    # Negative, as wireguard-go answers and `wg` expects.
+    return f"errno={-code}\n\n".encode("ascii")
+
+
+class ControlClient:
+    """One connection: collects requests, holds answers that the other side has not read yet.
+
+    Requests are separated by an empty line; a connection may send several.
+    """
+
+    def __init__(self, sock: socket.socket, target: ControlTarget) -> None:
+        self.socket = sock
+        self._target = target
+        self._received = bytearray()
+        self._unsent = bytearray()
+        self._scanned = 0
+
+    @property
+    def wants_to_write(self) -> bool:
+        return bool(self._unsent)
+
+    def on_readable(self) -> bool:
+        """Read, and answer what is complete; False when the connection is to be closed."""
+        try:
+            data = self.socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not data:
+            # What was not ended by an empty line is not done: half a request may mean the opposite.
+            return False
+        self._received += data
+        while (end := self._received.find(b"\n\n", max(0, self._scanned - 1))) >= 0:
+            request = bytes(self._received[:end])
+            del self._received[: end + 2]
+            self._scanned = 0
+            reply = answer(request, self._target)
+            if reply is None:
+                return False
+            self._unsent += reply
+        self._scanned = len(self._received)
+        if len(self._received) > _MAX_REQUEST_BYTES:
+            return False
+        return self.on_writable()
+
+    def on_writable(self) -> bool:
+        """Write what there is to write; False when the connection is to be closed."""
+        try:
+            while self._unsent:
+                sent = self.socket.send(self._unsent)
+                del self._unsent[:sent]
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
+
+
+ClientFactory = Callable[[socket.socket], ControlClient]

@@ -1,0 +1,92 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where a peer is: an address and a UDP port on the outer network."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+__all__ = ["Endpoint", "parse_endpoint", "split_host_port"]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An outer address.
+
+    Two endpoints are equal when address, port and scope are; ``local`` (how the transport knows from which
+    of our own addresses to answer) is no part of that.
+    """
+
+    host: str
+    "Address in its canonical text, never a name."
+    port: int
+    scope_id: int = 0
+    "Interface index of a link-local IPv6 address, else 0."
+    local: bytes = field(default=b"", compare=False, repr=False)
+    "The transport's own note on the local address (ancillary data), opaque to the engine."
+    packed: bytes = field(init=False, compare=False, repr=False)
+    "Address and port as bytes: what a cookie is bound to (WireGuard paper section 5.4.7)."
+    source: bytes = field(init=False, compare=False, repr=False)
+    "What rate limits count by: the IPv4 address, or the /64 an IPv6 host can choose freely in."
+
+    def __post_init__(self) -> None:
+        address = socket.inet_pton(self.family, self.host)
+        object.__setattr__(self, "packed", address + self.port.to_bytes(2))
+        object.__setattr__(self, "source", address if len(address) == 4 else address[:8])
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    @property
+    def sockaddr(self) -> tuple[str, int] | tuple[str, int, int, int]:
+        if self.family == socket.AF_INET:
+            return self.host, self.port
+        return self.host, self.port, 0, self.scope_id
+
+    def __str__(self) -> str:
+        """``198.51.100.1:51820`` or ``[2001:db8::1%3]:51820``, as the control socket spells it."""
+        if self.family == socket.AF_INET:
+            return f"{self.host}:{self.port}"
+        scope = f"%{self.scope_id}" if self.scope_id else ""
+        return f"[{self.host}{scope}]:{self.port}"
+
+
+def split_host_port(text: str) -> tuple[str, int]:
+    """``host:port`` or ``[v6]:port`` as its two halves; the host may still be a name.
+
+    :raises ValueError: with what is wrong, to follow the text in a message.
+    """
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or not rest.startswith(":"):
+            raise ValueError("is not [IPv6 address]:port")
+        port_text = rest[1:]
+    else:
+        host, colon, port_text = text.rpartition(":")
+        if not colon or not host:
+            raise ValueError("is not host:port")
+        if ":" in host:
+            raise ValueError("has an IPv6 address without brackets: write [address]:port")
+    if not (port_text.isascii() and port_text.isdigit() and 1 <= int(port_text[:6]) <= 65535):
+        raise ValueError("has no port between 1 and 65535")
+    return host, int(port_text)
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """An endpoint that is an address, not a name.
+
+    :raises ValueError: it is not ``address:port``.
+    """
+    host, port = split_host_port(text)
+    address = ip_address(host)
+    scope = getattr(address, "scope_id", None)
+    if scope is None:
+        return Endpoint(str(address), port)
+    try:
+        index = int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
+    except OSError:
+        raise ValueError(f"names an interface {scope!r} that does not exist") from None
+    return Endpoint(str(address).partition("%")[0], port, index)

@@ -1,0 +1,106 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The control plane: initiations, responses and cookie replies as they arrive.
+
+Order of the checks (WireGuard paper section 5.3): length and type, mac1, then under load mac2 and the rate
+of the proven source, and only then a Diffie-Hellman computation. Whatever fails is dropped without a word,
+but for the cookie reply to a message with a good mac1.
+"""
+
+from __future__ import annotations
+
+from .constants import MAX_SOURCES, SOURCE_BURST, SOURCE_RATE_PER_S
+from .context import Context
+from .cookie import MacChecker
+from .endpoint import Endpoint
+from .errors import BadPacket
+from .messages import (
+    COOKIE_REPLY_BYTES,
+    INITIATION_BYTES,
+    RESPONSE_BYTES,
+    TYPE_COOKIE_REPLY,
+    TYPE_INITIATION,
+    TYPE_RESPONSE,
+    CookieReply,
+    Initiation,
+    Response,
+)
+from .noise import ResponderHandshake
+from .peer import Peer
+from .ratelimit import LoadMeter, SourceLimiter
+
+__all__ = ["HandshakePlane"]
+
+
+class HandshakePlane:
+    """Takes every message that is not data. Never raises for what the network sent."""
+
+    def __init__(self, context: Context, peers: dict[bytes, Peer]) -> None:
+        self._context = context
+        self._peers = peers
+        self._checker: MacChecker | None = None
+        self._load = LoadMeter()
+        self._sources = SourceLimiter(SOURCE_RATE_PER_S, SOURCE_BURST, MAX_SOURCES)
+
+    def identity_changed(self) -> None:
+        identity = self._context.identity
+        self._checker = None if identity is None else MacChecker(identity.public)
+
+    def receive(self, data: bytes, endpoint: Endpoint, now: float) -> None:
+        """One datagram from ``endpoint``."""
+        try:
+            kind, size = data[0] if data else 0, len(data)
+            if kind == TYPE_COOKIE_REPLY and size == COOKIE_REPLY_BYTES:
+                self._cookie_reply(CookieReply.unpack(data), now)
+            elif (kind == TYPE_INITIATION and size == INITIATION_BYTES) or (
+                kind == TYPE_RESPONSE and size == RESPONSE_BYTES
+            ):
+                self._handshake(kind, data, endpoint, now)
+        except BadPacket:
+            # Section 5.3: silence, for everything that is not authentic, and no trace of which check it was.
+            return
+
+    def _handshake(self, kind: int, data: bytes, endpoint: Endpoint, now: float) -> None:
+        message = Initiation.unpack(data) if kind == TYPE_INITIATION else Response.unpack(data)
+        checker = self._checker
+        if checker is None or not checker.check_mac1(data):
+            raise BadPacket
+        if self._load.message(now):
+            if not checker.check_mac2(data, endpoint.packed, now):
+                reply = checker.reply(data, message.sender, endpoint.packed, now)
+                self._context.send(endpoint, [reply], 0)
+                return
+            if not self._sources.allow(endpoint.source, now):
+                raise BadPacket
+        if isinstance(message, Initiation):
+            self._initiation(message, endpoint, len(data), now)
+        else:
+            self._response(message, endpoint, len(data), now)
+
+    def _initiation(self, message: Initiation, endpoint: Endpoint, size_bytes: int, now: float) -> None:
+        identity = self._context.identity
+        if identity is None:
+            raise BadPacket
+        handshake = ResponderHandshake(identity, message.ephemeral, message.static, message.timestamp)
+        peer = self._peers.get(handshake.remote_static)
+        if peer is None or peer.static_static is None:
+            raise BadPacket
+        timestamp = handshake.read_timestamp(peer.static_static)
+        peer.accept_initiation(timestamp, now)
+        peer.respond(handshake, message.sender, endpoint, size_bytes, now)
+
+    def _response(self, message: Response, endpoint: Endpoint, size_bytes: int, now: float) -> None:
+        peer = self._context.handshakes.get(message.receiver)
+        if peer is None:
+            raise BadPacket
+        peer.consume_response(message, endpoint, size_bytes, now)
+
+    def _cookie_reply(self, reply: CookieReply, now: float) -> None:
+        # It names the index of our initiation, or of the response that our next keypair came from.
+        peer = self._context.handshakes.get(reply.receiver)
+        if peer is None:
+            keypair = self._context.keypairs.get(reply.receiver)
+            if keypair is None:
+                raise BadPacket
+            peer = keypair.owner
+        peer.consume_cookie(reply, now)

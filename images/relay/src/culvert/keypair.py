@@ -1,0 +1,161 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Session keys and their rotation (WireGuard paper sections 5.4.5 and 6.2 to 6.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .batch import Batch
+from .constants import (
+    REJECT_AFTER_MESSAGES,
+    REJECT_AFTER_TIME_S,
+    REKEY_AFTER_MESSAGES,
+    REKEY_AFTER_TIME_S,
+)
+from .noise import TransportKeys
+from .replay import ReplayWindow
+
+__all__ = ["Keypair", "Keypairs"]
+
+
+class Keypair:
+    """One session: a key for each direction, the counters, and who started it when.
+
+    ``send_counter`` is the next counter to use. ``owner`` is the engine's peer.
+    """
+
+    __slots__ = (
+        "_batch",
+        "alive",
+        "created_s",
+        "initiator",
+        "local_index",
+        "owner",
+        "receive_key",
+        "remote_index",
+        "send_counter",
+        "send_key",
+        "window",
+    )
+
+    def __init__(
+        self,
+        batch: Batch,
+        keys: TransportKeys,
+        *,
+        owner: Any,
+        initiator: bool,
+        local_index: int,
+        remote_index: int,
+        now: float,
+    ) -> None:
+        self._batch = batch
+        self.owner = owner
+        self.send_key: Any = batch.key(keys.send)
+        self.receive_key: Any = batch.key(keys.receive)
+        self.initiator = initiator
+        self.local_index = local_index
+        self.remote_index = remote_index
+        self.created_s = now
+        self.send_counter = 0
+        self.window = ReplayWindow()
+        self.alive = True
+
+    def __repr__(self) -> str:
+        return f"Keypair(local_index={self.local_index:#x}, remote_index={self.remote_index:#x})"
+
+    def usable(self, now: float) -> bool:
+        """Neither too old nor used up: section 6.2, the hard limits, for sending and receiving alike."""
+        return (
+            self.alive
+            and now - self.created_s < REJECT_AFTER_TIME_S
+            and self.send_counter < REJECT_AFTER_MESSAGES
+        )
+
+    def take_counters(self, count: int) -> tuple[int, int]:
+        """Reserve up to ``count`` counters: the first, and how many are left to use.
+
+        A counter is the nonce: it is taken before anything is sealed with it, and never given back.
+        """
+        first = self.send_counter
+        granted = min(count, REJECT_AFTER_MESSAGES - first)
+        self.send_counter = first + granted
+        return first, granted
+
+    def stale_for_sending(self, now: float) -> bool:
+        """Time for a new handshake after sending (section 6.2): the initiator by age, both by count."""
+        return self.send_counter > REKEY_AFTER_MESSAGES or (
+            self.initiator and now - self.created_s >= REKEY_AFTER_TIME_S
+        )
+
+    def destroy(self) -> None:
+        """Drop the keys; nothing can be sealed or opened with this keypair again."""
+        if self.alive:
+            self.alive = False
+            self._batch.forget(self.send_key)
+            self._batch.forget(self.receive_key)
+            self.send_key = self.receive_key = None
+
+
+class Keypairs:
+    """The three a peer may have (section 6.3 and Linux's ``noise.c``).
+
+    * ``current``: what we send with.
+    * ``previous``: the one before; late packets may still arrive on it.
+    * ``next``: derived as responder and not confirmed yet: we may receive on it but not send, for until a
+      packet arrives on it nobody has proved that the initiation was not a replay (section 5.4.5, key
+      confirmation).
+
+    Each method returns the keypairs that were destroyed, so that their indices can be freed.
+    """
+
+    __slots__ = ("current", "next", "previous")
+
+    def __init__(self) -> None:
+        self.current: Keypair | None = None
+        self.previous: Keypair | None = None
+        self.next: Keypair | None = None
+
+    @staticmethod
+    def _destroyed(*keypairs: Keypair | None) -> list[Keypair]:
+        gone = [keypair for keypair in keypairs if keypair is not None]
+        for keypair in gone:
+            keypair.destroy()
+        return gone
+
+    def add_as_initiator(self, keypair: Keypair) -> list[Keypair]:
+        """The response came: both sides hold the keys, so the new pair is current at once."""
+        if self.next is not None:
+            # A handshake of the peer's crossed ours and may have packets under way on it.
+            gone = self._destroyed(self.previous, self.current)
+            self.previous, self.next = self.next, None
+        else:
+            gone = self._destroyed(self.previous)
+            self.previous = self.current
+        self.current = keypair
+        return gone
+
+    def add_as_responder(self, keypair: Keypair) -> list[Keypair]:
+        """We answered: wait for the confirmation."""
+        gone = self._destroyed(self.next, self.previous)
+        self.previous = None
+        self.next = keypair
+        return gone
+
+    def confirm(self, keypair: Keypair) -> list[Keypair] | None:
+        """An authenticated packet arrived on ``keypair``: if that is ``next``, it becomes current.
+
+        :returns: None when it was not ``next``.
+        """
+        if keypair is not self.next:
+            return None
+        gone = self._destroyed(self.previous)
+        self.previous, self.current, self.next = self.current, keypair, None
+        return gone
+
+    def clear(self) -> list[Keypair]:
+        """Destroy all three."""
+        gone = self._destroyed(self.current, self.previous, self.next)
+        self.current = self.previous = self.next = None
+        return gone

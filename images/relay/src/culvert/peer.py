@@ -1,0 +1,407 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One peer: its session keys, its timers, its queue (WireGuard paper section 6).
+
+Rules that hold in this file:
+
+1. Nothing here reads a clock; ``now`` is seconds of a clock that also runs while the machine sleeps.
+2. Whatever a handshake or a packet changes, it changes after it was authenticated; the callers see to that.
+3. Timers are as wireguard-go's ``timers.go`` has them, which tells them more exactly than the paper.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .batch import Buffer
+from .constants import (
+    INITIATIONS_PER_SECOND,
+    KEEPALIVE_TIMEOUT_S,
+    MAX_STAGED_PACKETS,
+    REJECT_AFTER_TIME_S,
+    REKEY_ATTEMPT_TIME_S,
+    REKEY_JITTER_S,
+    REKEY_TIMEOUT_S,
+)
+from .context import Context, Event, EventKind
+from .cookie import MacStamper
+from .endpoint import Endpoint
+from .errors import BadPacket
+from .keypair import Keypair, Keypairs
+from .keys import ZERO_KEY, diffie_hellman, short_name
+from .messages import CookieReply, Initiation, Response
+from .noise import InitiatorHandshake, ResponderHandshake, TransportKeys
+from .timers import Timer, Timers
+
+__all__ = ["Peer", "PeerStats"]
+
+# Handshakes are marked AF41 so that a busy link does not starve them; data carries DSCP 0, for the inner DSCP
+# would tell an onlooker what kind of traffic this is (as Linux's drivers/net/wireguard).
+HANDSHAKE_TOS = 0x88
+# (now + 5) - now may come out a little below 5.
+_ROUNDING_S = 1e-6
+_MAX_ATTEMPTS = int(REKEY_ATTEMPT_TIME_S / REKEY_TIMEOUT_S)
+
+
+@dataclass(slots=True)
+class PeerStats:
+    """Counters the control socket shows. Bytes are UDP payload, handshakes included, as WireGuard counts."""
+
+    tx_bytes: int = 0
+    rx_bytes: int = 0
+    last_handshake_ns: int = 0
+    "Wall clock, nanoseconds since 1970; 0 = never."
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An initiation under way."""
+
+    handshake: InitiatorHandshake
+    local_index: int
+
+
+class Peer:
+    """State of one peer of a device."""
+
+    def __init__(self, context: Context, public_key: bytes) -> None:
+        self._context = context
+        self.public_key = public_key
+        self.preshared_key = ZERO_KEY
+        self.endpoint: Endpoint | None = None
+        self.keepalive_interval_s = 0
+        self.stats = PeerStats()
+        self.keypairs = Keypairs()
+        self.unanswered = 0
+        self._attempts = 0
+        self.last_heard_s = float("-inf")
+        self.alive = True
+        self._stamper = MacStamper(public_key)
+        self._static_static: bytes | None = None
+        self._pending: _Pending | None = None
+        self._staged: deque[tuple[Buffer, int]] = deque(maxlen=MAX_STAGED_PACKETS)
+        self._timers = Timers(context.timers, self._on_timer)
+        self._another_keepalive = False
+        self._last_minute = False
+        self._sent_handshake_s = float("-inf")
+        self._answered_initiation_s = float("-inf")
+        self._latest_timestamp = bytes(12)
+        self.identity_changed()
+
+    def __repr__(self) -> str:
+        return f"Peer({short_name(self.public_key)})"
+
+    @property
+    def staged(self) -> int:
+        """Packets that wait for a handshake."""
+        return len(self._staged)
+
+    @property
+    def static_static(self) -> bytes | None:
+        """DH of our static key and the peer's; None without an identity, or when the key is of low order."""
+        return self._static_static
+
+    # --- Life -----------------------------------------------------------------------------------------------
+
+    def identity_changed(self) -> None:
+        """The device has another private key: sessions made with the old one end here."""
+        self.forget_keys()
+        identity = self._context.identity
+        self._static_static = None
+        if identity is not None:
+            try:
+                self._static_static = diffie_hellman(identity.private, self.public_key)
+            except BadPacket:
+                # A low-order key: nobody can ever prove to hold it, so no handshake is possible.
+                self._static_static = None
+
+    def forget_keys(self) -> None:
+        """Drop every key that belongs to a session or a handshake."""
+        self._drop_pending()
+        self._context.forget(self.keypairs.clear())
+
+    def close(self) -> None:
+        """The peer is removed: its keys, timers and waiting packets go with it."""
+        self.alive = False
+        self._timers.cancel_all()
+        self.forget_keys()
+        self._staged.clear()
+
+    def _drop_pending(self) -> None:
+        if self._pending is not None:
+            self._context.handshakes.pop(self._pending.local_index, None)
+            self._pending = None
+
+    def _emit(self, kind: EventKind) -> None:
+        self._context.events.append(Event(kind, self.public_key, self.unanswered, self.endpoint))
+
+    # --- Sending --------------------------------------------------------------------------------------------
+
+    def send(self, packets: Sequence[Buffer], ecn: int, now: float) -> None:
+        """Seal and send a run of inner packets, or keep them until there is a session.
+
+        :param ecn: the two ECN bits of every packet of the run, copied to the outer header (RFC 6040).
+        """
+        keypair = self.keypairs.current
+        if keypair is None or not keypair.usable(now):
+            self._staged.extend((bytes(packet), ecn) for packet in packets)
+            self.initiate(now)
+            return
+        if self._staged:
+            self.flush(now)
+        self._seal(keypair, packets, ecn, now)
+
+    def flush(self, now: float) -> None:
+        """Send what waited, in order."""
+        keypair = self.keypairs.current
+        if not self._staged:
+            return
+        if keypair is None or not keypair.usable(now):
+            self.initiate(now)
+            return
+        staged = list(self._staged)
+        self._staged.clear()
+        start = 0
+        for end in range(1, len(staged) + 1):
+            if end == len(staged) or staged[end][1] != staged[start][1]:
+                self._seal(keypair, [packet for packet, _ in staged[start:end]], staged[start][1], now)
+                start = end
+
+    def _seal(self, keypair: Keypair, packets: Sequence[Buffer], ecn: int, now: float) -> None:
+        """Everything the engine sends under a session key goes through here."""
+        endpoint = self.endpoint
+        if endpoint is None:
+            return
+        counter, granted = keypair.take_counters(len(packets))
+        if granted < len(packets):
+            # The counter is used up (section 6.2): the rest waits for the next session.
+            self._staged.extend((bytes(packet), ecn) for packet in packets[granted:])
+            packets = packets[:granted]
+        if packets:
+            context = self._context
+            sealed = context.batch.seal(
+                keypair.send_key, keypair.remote_index, counter, packets, context.mtu_bytes
+            )
+            context.send(endpoint, sealed, ecn)
+            self.stats.tx_bytes += sum(map(len, sealed))
+            self._authenticated_sent(now)
+            if any(packets):
+                self._data_sent(now)
+        if keypair.stale_for_sending(now):
+            self.initiate(now)
+
+    def send_keepalive(self, now: float) -> None:
+        """An empty packet, or what waits (section 6.5)."""
+        if self._staged:
+            self.flush(now)
+        else:
+            self.send([b""], 0, now)
+
+    # --- Handshake ------------------------------------------------------------------------------------------
+
+    def initiate(self, now: float, *, retry: bool = False) -> None:
+        """Send an initiation, unless one went out less than REKEY_TIMEOUT ago (section 6.1)."""
+        if not retry:
+            self._attempts = 0
+        context = self._context
+        identity = context.identity
+        if identity is None or self._static_static is None or self.endpoint is None:
+            return
+        if now - self._sent_handshake_s < REKEY_TIMEOUT_S - _ROUNDING_S:
+            if not self._timers.pending(Timer.RETRANSMIT):
+                self._timers.set(Timer.RETRANSMIT, self._sent_handshake_s + REKEY_TIMEOUT_S + self._jitter())
+            return
+        self._sent_handshake_s = now
+        self._drop_pending()
+        if self.unanswered:
+            self._emit(EventKind.HANDSHAKE_RETRIED)
+        self.unanswered += 1
+        timestamp = context.clock.stamp(context.wall_clock_ns())
+        handshake = InitiatorHandshake(identity, self.public_key, self._static_static, timestamp)
+        index = context.new_index()
+        context.handshakes[index] = self
+        self._pending = _Pending(handshake, index)
+        self._send_handshake(Initiation(index, *handshake.message).pack(), now)
+        self._timers.set(Timer.RETRANSMIT, now + REKEY_TIMEOUT_S + self._jitter())
+
+    def _jitter(self) -> float:
+        return self._context.rng.uniform(0, REKEY_JITTER_S)
+
+    def _send_handshake(self, body: bytes, now: float) -> None:
+        if self.endpoint is None:
+            return
+        message = self._stamper.stamp(body, now)
+        self._context.send(self.endpoint, [message], HANDSHAKE_TOS)
+        self.stats.tx_bytes += len(message)
+        self._authenticated_sent(now)
+
+    def consume_cookie(self, reply: CookieReply, now: float) -> None:
+        """A cookie reply for the initiation or response sent last. :raises BadPacket: it is not."""
+        self._stamper.consume_reply(reply, now)
+
+    def consume_response(self, response: Response, endpoint: Endpoint, size_bytes: int, now: float) -> None:
+        """The answer to our initiation (section 5.4.3). :raises BadPacket: it is not; nothing has changed."""
+        pending = self._pending
+        if pending is None or pending.local_index != response.receiver:
+            raise BadPacket
+        keys = pending.handshake.consume_response(response.ephemeral, response.nothing, self.preshared_key)
+        # One initiation makes one session: the ephemeral key is dropped with the first good answer.
+        self._drop_pending()
+        self._heard(endpoint, size_bytes, now)
+        self._add_session(keys, True, response.receiver, response.sender, now)
+        self._handshake_complete(now)
+        self.send_keepalive(now)
+
+    def accept_initiation(self, timestamp: bytes, now: float) -> None:
+        """Whether an authentic initiation is a new one.
+
+        :raises BadPacket: replayed (section 5.1: the timestamp must be greater than every earlier one), or
+            one too many in a short time.
+        """
+        if timestamp <= self._latest_timestamp:
+            raise BadPacket
+        if now - self._answered_initiation_s < 1 / INITIATIONS_PER_SECOND:
+            raise BadPacket
+        self._latest_timestamp = timestamp
+        self._answered_initiation_s = now
+
+    def respond(
+        self, handshake: ResponderHandshake, sender: int, endpoint: Endpoint, size_bytes: int, now: float
+    ) -> None:
+        """Answer an initiation that was accepted."""
+        self._heard(endpoint, size_bytes, now)
+        # Our own initiation, if any, may go on: the two sessions do not disturb each other. But none is
+        # started now.
+        self._sent_handshake_s = now
+        ephemeral, nothing, keys = handshake.create_response(self.preshared_key)
+        index = self._context.new_index()
+        self._add_session(keys, False, index, sender, now)
+        self._send_handshake(Response(index, sender, ephemeral, nothing).pack(), now)
+
+    def _add_session(self, keys: TransportKeys, initiator: bool, local: int, remote: int, now: float) -> None:
+        context = self._context
+        keypair = Keypair(
+            context.batch,
+            keys,
+            owner=self,
+            initiator=initiator,
+            local_index=local,
+            remote_index=remote,
+            now=now,
+        )
+        add = self.keypairs.add_as_initiator if initiator else self.keypairs.add_as_responder
+        context.forget(add(keypair))
+        context.keypairs[local] = keypair
+        self._timers.set(Timer.ZERO_KEYS, now + 3 * REJECT_AFTER_TIME_S)
+
+    def _handshake_complete(self, now: float) -> None:
+        self._timers.cancel(Timer.RETRANSMIT)
+        self._attempts = 0
+        self._last_minute = False
+        self.stats.last_handshake_ns = self._context.wall_clock_ns()
+        self._emit(EventKind.HANDSHAKE_COMPLETED)
+
+    # --- Receiving ------------------------------------------------------------------------------------------
+
+    def _heard(self, endpoint: Endpoint, size_bytes: int, now: float) -> None:
+        """Something authentic came from ``endpoint``: the peer is there now (section 2.1, roaming)."""
+        self.stats.rx_bytes += size_bytes
+        self.last_heard_s = now
+        self.unanswered = 0
+        if endpoint is not self.endpoint:
+            moved = self.endpoint is not None and endpoint != self.endpoint
+            self.endpoint = endpoint
+            if moved:
+                self._emit(EventKind.ENDPOINT_CHANGED)
+        self._timers.cancel(Timer.NEW_HANDSHAKE)
+        self._traversed(now)
+
+    def received(self, keypair: Keypair, endpoint: Endpoint, size_bytes: int, data: bool, now: float) -> None:
+        """A run of data messages was authenticated and found new.
+
+        :param data: whether there was more than keepalives in it.
+        """
+        self._heard(endpoint, size_bytes, now)
+        gone = self.keypairs.confirm(keypair)
+        if gone is not None:
+            self._context.forget(gone)
+            self._handshake_complete(now)
+            self.flush(now)
+        self._keep_fresh_receiving(now)
+        if data:
+            if self._timers.pending(Timer.KEEPALIVE):
+                self._another_keepalive = True
+            else:
+                self._timers.set(Timer.KEEPALIVE, now + KEEPALIVE_TIMEOUT_S)
+
+    def _keep_fresh_receiving(self, now: float) -> None:
+        """Section 6.2: an initiator that only receives must rekey before the session dies under it."""
+        current = self.keypairs.current
+        if current is None or not current.initiator or self._last_minute:
+            return
+        if now - current.created_s >= REJECT_AFTER_TIME_S - KEEPALIVE_TIMEOUT_S - REKEY_TIMEOUT_S:
+            self._last_minute = True
+            self.initiate(now)
+
+    # --- Timers ---------------------------------------------------------------------------------------------
+
+    def set_keepalive_interval(self, interval_s: int, now: float) -> None:
+        """Persistent keepalive (section 6.5); 0 turns it off. Turned on, it starts with a packet at once."""
+        turned_on = interval_s > 0 and self.keepalive_interval_s == 0
+        self.keepalive_interval_s = interval_s
+        if interval_s == 0:
+            self._timers.cancel(Timer.PERSISTENT)
+        else:
+            self._timers.set(Timer.PERSISTENT, now + interval_s)
+        if turned_on:
+            self.send_keepalive(now)
+
+    def _traversed(self, now: float) -> None:
+        if self.keepalive_interval_s:
+            self._timers.set(Timer.PERSISTENT, now + self.keepalive_interval_s)
+
+    def _authenticated_sent(self, now: float) -> None:
+        self._timers.cancel(Timer.KEEPALIVE)
+        self._traversed(now)
+
+    def _data_sent(self, now: float) -> None:
+        if not self._timers.pending(Timer.NEW_HANDSHAKE):
+            wait_s = KEEPALIVE_TIMEOUT_S + REKEY_TIMEOUT_S + self._jitter()
+            self._timers.set(Timer.NEW_HANDSHAKE, now + wait_s)
+
+    def _on_timer(self, timer: Timer, now: float) -> None:
+        if timer is Timer.RETRANSMIT:
+            self._retransmit(now)
+        elif timer is Timer.NEW_HANDSHAKE:
+            self.initiate(now)
+        elif timer is Timer.KEEPALIVE:
+            self._passive_keepalive(now)
+        elif timer is Timer.PERSISTENT:
+            self._timers.set(Timer.PERSISTENT, now + self.keepalive_interval_s)
+            self.send_keepalive(now)
+        else:
+            # Section 6.3: no session for so long; nothing that could decrypt the past is kept.
+            self.forget_keys()
+            self._staged.clear()
+            self._emit(EventKind.KEYS_ZEROED)
+
+    def _passive_keepalive(self, now: float) -> None:
+        self.send_keepalive(now)
+        if self._another_keepalive:
+            self._another_keepalive = False
+            self._timers.set(Timer.KEEPALIVE, now + KEEPALIVE_TIMEOUT_S)
+
+    def _retransmit(self, now: float) -> None:
+        """Section 6.4: try again with a new ephemeral key, and give up after REKEY_ATTEMPT_TIME."""
+        if self._attempts >= _MAX_ATTEMPTS:
+            self._timers.cancel(Timer.KEEPALIVE)
+            self._staged.clear()
+            self._drop_pending()
+            if not self._timers.pending(Timer.ZERO_KEYS):
+                self._timers.set(Timer.ZERO_KEYS, now + 3 * REJECT_AFTER_TIME_S)
+            self._emit(EventKind.HANDSHAKE_GAVE_UP)
+            return
+        self._attempts += 1
+        self.initiate(now, retry=True)

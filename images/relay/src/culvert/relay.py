@@ -1,0 +1,281 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The engine with its devices: moves bytes between TUN, engine and transport, and acts on what happens.
+
+Knows no selector and no signal; :mod:`culvert.loop` calls it when a descriptor is ready or a timer due.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+
+from .config import Config
+from .constants import REJECT_AFTER_TIME_S, RESOLVE_AFTER_ATTEMPTS, SILENT_AFTER_ATTEMPTS
+from .context import Event, EventKind
+from .device import Device
+from .endpoint import Endpoint
+from .errors import CulvertError, RequestError
+from .keys import short_name
+from .reload import difference
+from .resolve import Resolution, Resolver
+from .transport import Transport, TransportFactory
+from .tun import Tun
+from .uapi import format_get
+from .update import DeviceUpdate, apply_peers
+
+__all__ = ["Relay"]
+
+# Packets or datagrams moved before the other descriptors get their turn.
+_RUN = 128
+_RESOLVE_RETRY_S = 10.0
+
+_log = logging.getLogger("culvert")
+
+
+class Relay:
+    """One device at work.
+
+    :param clock: seconds; the ``now`` of everything below.
+    :param on_transport: called after the transport was opened anew, with the old and the new one.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        tun: Tun,
+        open_transport: TransportFactory,
+        clock: Callable[[], float],
+        on_transport: Callable[[Transport | None, Transport], None] = lambda old, new: None,
+    ) -> None:
+        self.device = device
+        self.tun = tun
+        self.transport: Transport | None = None
+        self.fwmark = 0
+        self.resolver: Resolver | None = None
+        self._open_transport = open_transport
+        self._clock = clock
+        self._on_transport = on_transport
+        self._fixed_port = 0
+        self._names: dict[bytes, tuple[str, int]] = {}
+        self._configured_endpoints: dict[bytes, object] = {}
+        self._resolve_at: dict[bytes, float] = {}
+        device.mtu_bytes = tun.mtu_bytes
+
+    # --- Control --------------------------------------------------------------------------------------------
+
+    @property
+    def listen_port(self) -> int:
+        """The UDP port in use, or 0."""
+        return self.transport.port if self.transport is not None else 0
+
+    def get(self) -> str:
+        """The state, for the control socket."""
+        return format_get(self.device, self.listen_port, self.fwmark)
+
+    def apply(self, update: DeviceUpdate) -> None:
+        """Do what a request says.
+
+        :raises RequestError: EADDRINUSE, EPERM, …: nothing was changed then.
+        """
+        now = self._clock()
+        try:
+            self._apply_socket(update)
+        except OSError as error:
+            raise RequestError(error.errno or errno.EIO, f"UDP socket: {error.strerror}") from None
+        apply_peers(self.device, update, now)
+        self._note_names(update, now)
+        self.pump()
+
+    def _apply_socket(self, update: DeviceUpdate) -> None:
+        if update.fwmark is not None and update.fwmark != self.fwmark:
+            if self.transport is not None:
+                self.transport.set_mark(update.fwmark)
+            self.fwmark = update.fwmark
+        if update.listen_port is None:
+            return
+        # Port 0 asks for any, so what we have already is as good as another.
+        if self.transport is None or update.listen_port not in (0, self.transport.port):
+            self.rebind(update.listen_port)
+        self._fixed_port = update.listen_port
+
+    def rebind(self, port: int) -> None:
+        """Open the transport on another port (0 for any). :raises OSError: the old one stays open then."""
+        old = self.transport
+        self.transport = self._open_transport(port, self.fwmark)
+        self._on_transport(old, self.transport)
+        if old is not None:
+            old.close()
+
+    def _note_names(self, update: DeviceUpdate, now: float) -> None:
+        for change in update.peers:
+            if change.endpoint is not None or change.remove:
+                self._names.pop(change.public_key, None)
+            if change.endpoint_name is not None and self.device.peer(change.public_key) is not None:
+                self._names[change.public_key] = change.endpoint_name
+                self._resolve_at[change.public_key] = now
+        for public_key in [key for key in self._names if self.device.peer(key) is None]:
+            del self._names[public_key]
+
+    def load(self, config: Config) -> None:
+        """Make the device what a configuration file says, by difference.
+
+        :raises CulvertError: the UDP socket cannot be had; nothing was changed then.
+        """
+        update = difference(self.device, self._fixed_port, config, self._configured_endpoints)
+        try:
+            self.apply(update)
+        except RequestError as error:
+            port = f"ListenPort {config.listen_port or 'any'}"
+            raise CulvertError(f"{port}: {error}") from None
+        self._configured_endpoints = {
+            peer.public_key: peer.endpoint or peer.endpoint_name for peer in config.peers
+        }
+
+    def ensure_transport(self) -> None:
+        """Open the transport if nothing has so far. :raises CulvertError: it cannot be opened."""
+        if self.transport is None:
+            try:
+                self.rebind(self._fixed_port)
+            except OSError as error:
+                raise CulvertError(f"UDP port {self._fixed_port}: {error.strerror}") from None
+
+    # --- Traffic --------------------------------------------------------------------------------------------
+
+    def on_tun_readable(self) -> None:
+        """:raises DeviceGone: the device was deleted."""
+        packets = self.tun.read(_RUN)
+        if packets:
+            self.device.send_packets(packets, self._clock())
+            self.pump()
+
+    def on_transport_readable(self, fileno: int) -> None:
+        """:raises DeviceGone: the device was deleted."""
+        if self.transport is None:
+            return
+        received = self.transport.receive(fileno, _RUN)
+        if received:
+            self.device.receive_datagrams(received, self._clock())
+            self.pump()
+
+    def on_link_changed(self) -> None:
+        """The kernel's idea of the device changed: look again."""
+        is_up = self.tun.refresh()
+        self.device.mtu_bytes = self.tun.mtu_bytes
+        if is_up and self.transport is None:
+            try:
+                self.ensure_transport()
+            except CulvertError as error:
+                _log.error("%s", error)
+
+    def pump(self) -> None:
+        """Move what the engine has made to where it belongs."""
+        packets = self.device.packets_to_write()
+        if packets:
+            self.tun.write(packets)
+        runs = self.device.datagrams_to_send()
+        if runs and self.transport is not None:
+            for endpoint in self.transport.send(runs):
+                self.device.endpoint_unreachable(endpoint, self._clock())
+        for event in self.device.events():
+            self._on_event(event)
+
+    # --- Time -----------------------------------------------------------------------------------------------
+
+    def get_timer(self) -> float | None:
+        """When to call :meth:`handle_timer`."""
+        due = [self.device.get_timer(), min(self._resolve_at.values(), default=None)]
+        return min((moment for moment in due if moment is not None), default=None)
+
+    def handle_timer(self) -> None:
+        now = self._clock()
+        self.device.handle_timer(now)
+        for public_key in [key for key, moment in self._resolve_at.items() if moment <= now]:
+            del self._resolve_at[public_key]
+            name = self._names.get(public_key)
+            if name is not None and self.resolver is not None:
+                self.resolver.request(public_key, *name)
+        self.pump()
+
+    # --- What happens ---------------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        peer = short_name(event.public_key)
+        if event.kind is EventKind.HANDSHAKE_COMPLETED:
+            _log.info("handshake completed with peer %s at %s", peer, event.endpoint)
+        elif event.kind is EventKind.HANDSHAKE_RETRIED:
+            _log.info("handshake with peer %s: %d not answered, trying again", peer, event.attempts)
+            self._on_silence(event)
+        elif event.kind is EventKind.HANDSHAKE_GAVE_UP:
+            _log.warning("handshake with peer %s given up until there is traffic for it", peer)
+        elif event.kind is EventKind.ENDPOINT_CHANGED:
+            _log.info("peer %s is at %s now", peer, event.endpoint)
+        else:
+            _log.info("session keys of peer %s forgotten", peer)
+
+    def _on_silence(self, event: Event) -> None:
+        """A peer does not answer: its address may have changed, or a NAT on the way forgot us."""
+        now = self._clock()
+        if event.public_key in self._names and event.attempts % RESOLVE_AFTER_ATTEMPTS == 0:
+            self._resolve_at.setdefault(event.public_key, now)
+        if event.attempts % SILENT_AFTER_ATTEMPTS == 0 and self._may_change_port(event.public_key, now):
+            try:
+                self.rebind(0)
+            except OSError as error:
+                _log.warning("source port not changed: %s", os.strerror(error.errno or 0))
+                return
+            _log.info(
+                "source port changed to %d: peer %s is silent", self.listen_port, short_name(event.public_key)
+            )
+
+    def _may_change_port(self, public_key: bytes, now: float) -> bool:
+        """Only where nobody chose the port, and no other peer would be cut off by the change."""
+        if self._fixed_port or self.transport is None:
+            return False
+        return all(
+            peer.public_key == public_key or now - peer.last_heard_s > REJECT_AFTER_TIME_S
+            for peer in self.device.peers()
+        )
+
+    def on_resolved(self) -> None:
+        """The resolver has results."""
+        if self.resolver is None:
+            return
+        now = self._clock()
+        for result in self.resolver.results():
+            self._resolved(result, now)
+        self.pump()
+
+    def _resolved(self, result: Resolution, now: float) -> None:
+        peer = self.device.peer(result.public_key)
+        if peer is None or self._names.get(result.public_key) != (result.host, result.port):
+            return
+        if not result.endpoints:
+            _log.warning("endpoint of peer %s: cannot resolve %s", short_name(result.public_key), result.host)
+            if peer.endpoint is None:
+                self._resolve_at[result.public_key] = now + _RESOLVE_RETRY_S
+            return
+        endpoint = _next_endpoint(peer.endpoint, result.endpoints)
+        if peer.endpoint != endpoint:
+            _log.info("endpoint of peer %s: %s is %s", short_name(result.public_key), result.host, endpoint)
+            first = peer.endpoint is None
+            peer.endpoint = endpoint
+            if first and peer.keepalive_interval_s:
+                peer.send_keepalive(now)
+        peer.flush(now)
+
+    def close(self) -> None:
+        """Forget the keys, close the descriptors."""
+        self.device.close()
+        if self.transport is not None:
+            self.transport.close()
+        self.tun.close()
+
+
+def _next_endpoint(current: Endpoint | None, found: tuple[Endpoint, ...]) -> Endpoint:
+    """The address to try: one after the other where a name has several."""
+    if current is not None and current in found:
+        return found[(found.index(current) + 1) % len(found)]
+    return found[0]

@@ -1,0 +1,131 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Asking a running relay (or any WireGuard userspace device) for its state, over the control socket."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import time
+from typing import Any
+
+from .control import DEFAULT_DIRECTORY, socket_path
+from .errors import CulvertError
+from .keys import Identity
+
+__all__ = ["devices", "query", "render"]
+
+_TIMEOUT_S = 5.0
+
+
+def devices(directory: str = DEFAULT_DIRECTORY) -> list[str]:
+    """Names of the devices that have a control socket."""
+    try:
+        names = sorted(entry[:-5] for entry in os.listdir(directory) if entry.endswith(".sock"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CulvertError(f"{directory}: {error.strerror}") from None
+    return names
+
+
+def query(name: str, directory: str = DEFAULT_DIRECTORY) -> dict[str, Any]:
+    """The state of one device, without any secret key.
+
+    :raises CulvertError: nobody answers.
+    """
+    path = socket_path(name, directory)
+    text = _exchange(path)
+    device: dict[str, Any] = {
+        "name": name,
+        "public_key": None,
+        "listen_port": 0,
+        "fwmark": 0,
+        "peers": [],
+    }
+    peer: dict[str, Any] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition("=")
+        if key == "private_key":
+            device["public_key"] = _base64(Identity(bytes.fromhex(value)).public.hex())
+        elif key in ("listen_port", "fwmark"):
+            device[key] = int(value)
+        elif key == "public_key":
+            peer = _new_peer(value)
+            device["peers"].append(peer)
+        elif key in _PEER_KEYS:
+            name_of, read = _PEER_KEYS[key]
+            peer[name_of] = read(value)
+        elif key == "allowed_ip":
+            peer["allowed_ips"].append(value)
+        elif key == "errno" and value != "0":
+            raise CulvertError(f"{path}: the device answers errno {value}")
+    return device
+
+
+_PEER_KEYS: dict[str, tuple[str, Any]] = {
+    "endpoint": ("endpoint", str),
+    "last_handshake_time_sec": ("latest_handshake_s", int),
+    "rx_bytes": ("rx_bytes", int),
+    "tx_bytes": ("tx_bytes", int),
+    "persistent_keepalive_interval": ("persistent_keepalive_s", int),
+}
+
+
+def _new_peer(public_key: str) -> dict[str, Any]:
+    return {
+        "public_key": _base64(public_key),
+        "endpoint": None,
+        "allowed_ips": [],
+        "latest_handshake_s": 0,
+        "rx_bytes": 0,
+        "tx_bytes": 0,
+        "persistent_keepalive_s": 0,
+    }
+
+
+def _base64(hexadecimal: str) -> str:
+    return base64.b64encode(bytes.fromhex(hexadecimal)).decode("ascii")
+
+
+def _exchange(path: str) -> str:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+        sock.settimeout(_TIMEOUT_S)
+        try:
+            sock.connect(path)
+            sock.sendall(b"get=1\n\n")
+            received = bytearray()
+            while not received.endswith(b"\n\n"):
+                data = sock.recv(1 << 16)
+                if not data:
+                    raise CulvertError(f"{path}: the device hung up")
+                received += data
+        except FileNotFoundError:
+            raise CulvertError(f"{path}: there is no such control socket: is the relay running?") from None
+        except TimeoutError:
+            raise CulvertError(f"{path}: no answer in {_TIMEOUT_S:.0f} s") from None
+        except OSError as error:
+            raise CulvertError(f"{path}: {error.strerror}") from None
+    return received.decode("ascii", errors="replace")
+
+
+def render(device: dict[str, Any]) -> str:
+    """For a person, much as ``wg show`` prints it."""
+    lines = [f"interface: {device['name']}", f"  public key: {device['public_key'] or '(none)'}"]
+    if device["listen_port"]:
+        lines.append(f"  listening port: {device['listen_port']}")
+    if device["fwmark"]:
+        lines.append(f"  fwmark: {device['fwmark']:#x}")
+    for peer in device["peers"]:
+        lines += ["", f"peer: {peer['public_key']}"]
+        if peer["endpoint"]:
+            lines.append(f"  endpoint: {peer['endpoint']}")
+        lines.append(f"  allowed ips: {', '.join(peer['allowed_ips']) or '(none)'}")
+        if peer["latest_handshake_s"]:
+            age_s = max(0, int(time.time()) - peer["latest_handshake_s"])
+            lines.append(f"  latest handshake: {age_s} s ago")
+        lines.append(f"  transfer: {peer['rx_bytes']} B received, {peer['tx_bytes']} B sent")
+        if peer["persistent_keepalive_s"]:
+            lines.append(f"  persistent keepalive: every {peer['persistent_keepalive_s']} s")
+    return "\n".join(lines)

@@ -1,0 +1,105 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Deadlines of many peers in one heap.
+
+Moving a deadline later costs one assignment (it happens for every run of packets): the heap entry stays
+where it is, and when its moment comes it is put back at the true deadline. So :meth:`TimerQueue.next` may
+be early, never late.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from enum import IntEnum
+from itertools import count
+
+__all__ = ["Timer", "TimerQueue", "Timers"]
+
+_NEVER = float("inf")
+
+
+class Timer(IntEnum):
+    """The five timers of a peer (WireGuard paper sections 6.1 to 6.5), in the order they are handled."""
+
+    ZERO_KEYS = 0
+    "Three times REJECT_AFTER_TIME without a new session: forget all key material."
+    RETRANSMIT = 1
+    "An initiation was not answered."
+    NEW_HANDSHAKE = 2
+    "Data went out and nothing has come back."
+    KEEPALIVE = 3
+    "Data came in and nothing has gone out."
+    PERSISTENT = 4
+    "The interval an operator asked for."
+
+
+class Timers:
+    """The deadlines of one peer. ``handler(timer, now)`` is called once for each that has passed."""
+
+    __slots__ = ("_deadlines", "_handler", "_queue", "_scheduled_s")
+
+    def __init__(self, queue: TimerQueue, handler: Callable[[Timer, float], None]) -> None:
+        self._queue = queue
+        self._handler = handler
+        self._deadlines = [_NEVER] * len(Timer)
+        self._scheduled_s = _NEVER
+
+    def set(self, timer: Timer, deadline_s: float) -> None:
+        self._deadlines[timer] = deadline_s
+        if deadline_s < self._scheduled_s:
+            self._scheduled_s = deadline_s
+            self._queue.push(deadline_s, self)
+
+    def cancel(self, timer: Timer) -> None:
+        self._deadlines[timer] = _NEVER
+
+    def pending(self, timer: Timer) -> bool:
+        return self._deadlines[timer] != _NEVER
+
+    def cancel_all(self) -> None:
+        self._deadlines = [_NEVER] * len(Timer)
+        self._scheduled_s = _NEVER
+
+    def fire(self, scheduled_s: float, now: float) -> None:
+        """A heap entry of ours is due: handle what has passed, and come back for the rest."""
+        if scheduled_s != self._scheduled_s:
+            return
+        # Nothing is scheduled while handlers run, so that the deadlines they set are pushed at once.
+        self._scheduled_s = _NEVER
+        for timer in Timer:
+            if self._deadlines[timer] <= now:
+                self._deadlines[timer] = _NEVER
+                self._handler(timer, now)
+        earliest = min(self._deadlines)
+        if earliest < self._scheduled_s:
+            self._scheduled_s = earliest
+            self._queue.push(earliest, self)
+
+
+class TimerQueue:
+    """All peers' timers, by the moment of the next one."""
+
+    __slots__ = ("_heap", "_order")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Timers]] = []
+        self._order = count()
+
+    def push(self, deadline_s: float, timers: Timers) -> None:
+        heapq.heappush(self._heap, (deadline_s, next(self._order), timers))
+
+    def next(self) -> float | None:
+        """When :meth:`run` should be called, or None."""
+        return self._heap[0][0] if self._heap else None
+
+    def run(self, now: float) -> None:
+        """Fire what is due at ``now``; a deadline set meanwhile for ``now`` or earlier waits for the next
+        call.
+        """
+        due: list[tuple[float, Timers]] = []
+        while self._heap and self._heap[0][0] <= now:
+            deadline_s, _, timers = heapq.heappop(self._heap)
+            due.append((deadline_s, timers))
+        for deadline_s, timers in due:
+            timers.fire(deadline_s, now)

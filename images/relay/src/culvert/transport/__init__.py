@@ -1,0 +1,9 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ways over the outer network; each carries datagrams between endpoints."""
+
+from __future__ import annotations
+
+from .base import Transport, TransportFactory
+
+__all__ = ["Transport", "TransportFactory"]

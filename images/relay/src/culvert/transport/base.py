@@ -1,0 +1,39 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the loop needs of a way over the outer network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ..context import OutgoingRun
+from ..device import Received
+from ..endpoint import Endpoint
+
+__all__ = ["Transport", "TransportFactory"]
+
+
+class Transport(Protocol):
+    """Carries datagrams. Loses them without a word, as networks do."""
+
+    port: int
+    "The local port, in host order."
+
+    def filenos(self) -> Sequence[int]:
+        """Descriptors that become readable when datagrams arrive."""
+
+    def receive(self, fileno: int, limit: int) -> list[Received]:
+        """Up to ``limit`` datagrams that are there now on one of the descriptors."""
+
+    def send(self, runs: Sequence[OutgoingRun]) -> list[Endpoint]:
+        """Send runs in order; the endpoints to which there was no route."""
+
+    def set_mark(self, mark: int) -> None:
+        """Mark outgoing packets for policy routing (0 for none). :raises OSError: not allowed to."""
+
+    def close(self) -> None: ...
+
+
+TransportFactory = Callable[[int, int], Transport]
+"""Opens a transport on ``(port, mark)``; port 0 is any. :raises OSError: for one, EADDRINUSE."""

@@ -1,0 +1,245 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""UDP over IPv4 and IPv6, as Linux has it: one socket for each, on the same port.
+
+Replies leave from the address a peer wrote to (RFC 1122 section 4.1.3.5): the kernel tells it with each
+datagram (``IP_PKTINFO``), and the endpoint carries it back to :meth:`UdpTransport.send`.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import struct
+import sys
+from collections.abc import Sequence
+
+from ..constants import MAX_DATAGRAM_BYTES
+from ..context import OutgoingRun
+from ..device import Received
+from ..endpoint import Endpoint
+
+__all__ = ["UdpTransport"]
+
+# <linux/in.h>, <linux/in6.h>, <asm-generic/socket.h>: not all are in Python's socket module.
+_IP_PKTINFO = 8
+_IP_MTU_DISCOVER = 10
+_IP_PMTUDISC_DONT = 0
+_IPV6_RECVPKTINFO = 49
+_IPV6_PKTINFO = 50
+_IPV6_RECVTCLASS = 66
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+
+_PKTINFO_V4 = struct.Struct("=i4s4s")
+_PKTINFO_V6 = struct.Struct("=16sI")
+_INT = struct.Struct("=i")
+
+# A burst of a full gigabit link for 50 ms; wireguard-go takes 7 MiB too.
+_BUFFER_BYTES = 7 << 20
+_ANCILLARY_BYTES = 256
+# Endpoints remembered so that a flow's datagrams share one object; forgotten when there are more.
+_MAX_REMEMBERED = 4096
+_SEND_WAIT_MS = 20
+_NO_ROUTE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN))
+_BAD_SOURCE = frozenset((errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.ENODEV))
+
+_Ancillary = list[tuple[int, int, bytes]]
+
+
+class UdpTransport:
+    """A :class:`~culvert.transport.base.Transport` over the kernel's UDP.
+
+    :raises OSError: from the constructor: EADDRINUSE, or EPERM for a mark without CAP_NET_ADMIN.
+    """
+
+    def __init__(self, port: int, mark: int) -> None:
+        self._sockets: dict[int, socket.socket] = {}
+        self._by_family: dict[int, socket.socket] = {}
+        self._remembered: dict[tuple[object, ...], tuple[Endpoint, int]] = {}
+        self._endpoints: dict[tuple[object, ...], Endpoint] = {}
+        self._dead_sources: set[bytes] = set()
+        self.port = self._open(port)
+        try:
+            if mark:
+                self.set_mark(mark)
+        except OSError:
+            self.close()
+            raise
+
+    def _open(self, port: int) -> int:
+        """Bind IPv4 and IPv6 to one port, or either where the host lacks the other."""
+        attempts = 1 if port else 16
+        for attempt in range(attempts):
+            chosen = port
+            try:
+                for family in (socket.AF_INET, socket.AF_INET6):
+                    chosen = self._bind(family, chosen) or chosen
+                break
+            except OSError as error:
+                self.close()
+                if error.errno != errno.EADDRINUSE or attempt == attempts - 1:
+                    raise
+        if not self._sockets:
+            raise OSError(errno.EAFNOSUPPORT, "the host has neither IPv4 nor IPv6")
+        return chosen
+
+    def _bind(self, family: socket.AddressFamily, port: int) -> int | None:
+        try:
+            sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT:
+                return None
+            raise
+        try:
+            _prepare(sock, family)
+            sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))  # noqa: S104
+        except OSError as error:
+            sock.close()
+            if family == socket.AF_INET6 and error.errno == errno.EADDRNOTAVAIL:
+                return None
+            raise
+        self._sockets[sock.fileno()] = sock
+        self._by_family[family] = sock
+        return int(sock.getsockname()[1])
+
+    def filenos(self) -> Sequence[int]:
+        return tuple(self._sockets)
+
+    def set_mark(self, mark: int) -> None:
+        for sock in self._sockets.values():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+
+    def receive(self, fileno: int, limit: int) -> list[Received]:
+        received: list[Received] = []
+        remembered = self._remembered
+        recvmsg = self._sockets[fileno].recvmsg
+        for _ in range(limit):
+            try:
+                data, ancillary, flags, address = recvmsg(MAX_DATAGRAM_BYTES, _ANCILLARY_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                # An ICMP error that the kernel reports on the socket concerns one datagram, not the socket.
+                continue
+            if flags & socket.MSG_TRUNC:
+                continue
+            known = remembered.get((address, *ancillary))
+            if known is None:
+                known = self._remember(address, ancillary)
+            received.append(Received(data, *known))
+        return received
+
+    def _remember(self, address: tuple[object, ...], ancillary: _Ancillary) -> tuple[Endpoint, int]:
+        if len(self._remembered) >= _MAX_REMEMBERED:
+            self._remembered.clear()
+            self._endpoints.clear()
+        local, ecn = _read_ancillary(ancillary)
+        endpoint = self._endpoints.get((address, local))
+        if endpoint is None:
+            host, port = str(address[0]).partition("%")[0], int(str(address[1]))
+            scope_id = int(str(address[3])) if len(address) > 3 else 0
+            endpoint = self._endpoints[address, local] = Endpoint(host, port, scope_id, local)
+        known = self._remembered[(address, *ancillary)] = (endpoint, ecn)
+        return known
+
+    def send(self, runs: Sequence[OutgoingRun]) -> list[Endpoint]:
+        unreachable: list[Endpoint] = []
+        for endpoint, datagrams, tos in runs:
+            sock = self._by_family.get(endpoint.family)
+            if sock is None or not self._send_run(sock, endpoint, datagrams, tos):
+                unreachable.append(endpoint)
+        return unreachable
+
+    def _send_run(self, sock: socket.socket, endpoint: Endpoint, datagrams: list[bytes], tos: int) -> bool:
+        address = endpoint.sockaddr
+        ancillary = self._write_ancillary(endpoint, tos)
+        for datagram in datagrams:
+            code = _send(sock, datagram, ancillary, address)
+            if code in _BAD_SOURCE and endpoint.local and endpoint.local not in self._dead_sources:
+                # The address the peer wrote to is no longer ours: let the kernel choose one again.
+                self._dead_sources.add(endpoint.local)
+                ancillary = self._write_ancillary(endpoint, tos)
+                code = _send(sock, datagram, ancillary, address)
+            if code in _NO_ROUTE:
+                return False
+        return True
+
+    def _write_ancillary(self, endpoint: Endpoint, tos: int) -> _Ancillary:
+        ancillary: _Ancillary = []
+        v6 = endpoint.family == socket.AF_INET6
+        if endpoint.local and endpoint.local not in self._dead_sources:
+            level, kind = (socket.IPPROTO_IPV6, _IPV6_PKTINFO) if v6 else (socket.IPPROTO_IP, _IP_PKTINFO)
+            ancillary.append((level, kind, endpoint.local))
+        if tos:
+            level, kind = (
+                (socket.IPPROTO_IPV6, socket.IPV6_TCLASS) if v6 else (socket.IPPROTO_IP, socket.IP_TOS)
+            )
+            ancillary.append((level, kind, _INT.pack(tos)))
+        return ancillary
+
+    def close(self) -> None:
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets.clear()
+        self._by_family.clear()
+
+
+def _prepare(sock: socket.socket, family: socket.AddressFamily) -> None:
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        # A datagram too long for the path is fragmented rather than lost, as Linux's WireGuard does.
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
+    for plain, force in ((socket.SO_RCVBUF, _SO_RCVBUFFORCE), (socket.SO_SNDBUF, _SO_SNDBUFFORCE)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, force, _BUFFER_BYTES)
+        except OSError:
+            sock.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_BYTES)
+
+
+def _read_ancillary(ancillary: _Ancillary) -> tuple[bytes, int]:
+    """Our own address, made ready to be sent back with a reply, and the ECN bits."""
+    local, ecn = b"", 0
+    for level, kind, data in ancillary:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO and len(data) >= _PKTINFO_V4.size:
+            _, ours, _ = _PKTINFO_V4.unpack_from(data)
+            # The address only: the interface is the routing table's choice, which may differ from the way in.
+            local = _PKTINFO_V4.pack(0, ours, bytes(4))
+        elif level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO and len(data) >= _PKTINFO_V6.size:
+            ours, index = _PKTINFO_V6.unpack_from(data)
+            link_local = ours[0] == 0xFE and ours[1] & 0xC0 == 0x80
+            local = _PKTINFO_V6.pack(ours, index if link_local else 0)
+        elif (level, kind) in ((socket.IPPROTO_IP, socket.IP_TOS), (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)):
+            # One byte for IPv4, an int for IPv6.
+            ecn = int.from_bytes(data, sys.byteorder) & 3
+    return local, ecn
+
+
+def _send(
+    sock: socket.socket,
+    datagram: bytes,
+    ancillary: _Ancillary,
+    address: tuple[str, int] | tuple[str, int, int, int],
+) -> int:
+    """Send one datagram; 0 or an errno. When the socket's buffer is full, wait a moment for room."""
+    for _ in range(2):
+        try:
+            if ancillary:
+                sock.sendmsg([datagram], ancillary, 0, address)
+            else:
+                sock.sendto(datagram, address)
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(sock, select.POLLOUT)
+            poll.poll(_SEND_WAIT_MS)
+        except OSError as error:
+            return error.errno or errno.EIO
+        else:
+            return 0
+    return errno.EAGAIN

@@ -1,0 +1,142 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The text of WireGuard's userspace API (https://www.wireguard.com/xplatform/): requests in, answers out.
+
+No sockets here: :func:`parse_set` makes a :class:`~culvert.update.DeviceUpdate` of a request,
+:func:`format_get` the answer to ``get=1``. A request is checked whole before anything of it is done.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .config import parse_prefix
+from .device import Device
+from .endpoint import parse_endpoint
+from .errors import RequestError
+from .keys import decode_hex
+from .update import DeviceUpdate, PeerUpdate
+
+__all__ = ["format_get", "parse_set"]
+
+_NANOSECONDS = 1_000_000_000
+
+
+def format_get(device: Device, listen_port: int, fwmark: int) -> str:
+    """All of a device's state, in wireguard-go's order.
+
+    It holds the private and pre-shared keys, as the API says: the socket is for its owner alone (mode 0600).
+    """
+    lines: list[str] = []
+    if device.identity is not None:
+        lines.append(f"private_key={device.identity.private_bytes().hex()}")
+    if listen_port:
+        lines.append(f"listen_port={listen_port}")
+    if fwmark:
+        lines.append(f"fwmark={fwmark}")
+    for peer in device.peers():
+        seconds, nanoseconds = divmod(peer.stats.last_handshake_ns, _NANOSECONDS)
+        lines.append(f"public_key={peer.public_key.hex()}")
+        lines.append(f"preshared_key={peer.preshared_key.hex()}")
+        lines.append("protocol_version=1")
+        if peer.endpoint is not None:
+            lines.append(f"endpoint={peer.endpoint}")
+        lines.append(f"last_handshake_time_sec={seconds}")
+        lines.append(f"last_handshake_time_nsec={nanoseconds}")
+        lines.append(f"tx_bytes={peer.stats.tx_bytes}")
+        lines.append(f"rx_bytes={peer.stats.rx_bytes}")
+        lines.append(f"persistent_keepalive_interval={peer.keepalive_interval_s}")
+        lines.extend(f"allowed_ip={network}" for network in device.allowed_ips(peer))
+    return "".join(line + "\n" for line in lines)
+
+
+def _number(bits: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 2**bits):
+            raise ValueError(f"is not a number of {bits} bits")
+        return int(text)
+
+    return read
+
+
+def _true(text: str) -> bool:
+    if text != "true":
+        raise ValueError("can only be true")
+    return True
+
+
+def _version(text: str) -> None:
+    if text != "1":
+        raise ValueError("can only be 1")
+
+
+def _mark(text: str) -> int:
+    return _number(32)(text) if text else 0
+
+
+# A row for each key: the field of the update it sets, and how its value is read.
+_DEVICE: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "private_key": ("private_key", decode_hex),
+    "listen_port": ("listen_port", _number(16)),
+    "fwmark": ("fwmark", _mark),
+    "replace_peers": ("replace_peers", _true),
+}
+_PEER: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "remove": ("remove", _true),
+    "update_only": ("update_only", _true),
+    "preshared_key": ("preshared_key", decode_hex),
+    "endpoint": ("endpoint", parse_endpoint),
+    "persistent_keepalive_interval": ("keepalive_interval_s", _number(16)),
+    "replace_allowed_ips": ("replace_allowed_ips", _true),
+    "allowed_ip": ("allowed_ips", parse_prefix),
+    "protocol_version": ("", _version),
+}
+
+
+def parse_set(lines: Iterable[str]) -> DeviceUpdate:
+    """The request between ``set=1`` and the empty line.
+
+    :raises RequestError: EPROTO for a line without ``=``, EINVAL for an unknown key or a bad value. The
+        message never holds a value: it may be a key.
+    """
+    device: dict[str, Any] = {}
+    peers: list[dict[str, Any]] = []
+    for line in lines:
+        key, equals, value = line.partition("=")
+        if not equals:
+            raise RequestError(errno.EPROTO, "a line is not key=value")
+        if key == "public_key":
+            peers.append({"public_key": _read(key, decode_hex, value)})
+        elif not peers:
+            _set_field(device, _DEVICE, key, value)
+        else:
+            _set_field(peers[-1], _PEER, key, value)
+    updates = tuple(PeerUpdate(**peer) for peer in peers)
+    return DeviceUpdate(**device, peers=updates)
+
+
+def _read(key: str, read: Callable[[str], Any], value: str) -> Any:
+    try:
+        return read(value)
+    except ValueError:
+        raise RequestError(errno.EINVAL, f"{key}: invalid value") from None
+
+
+def _set_field(
+    target: dict[str, Any], table: dict[str, tuple[str, Callable[[str], Any]]], key: str, value: str
+) -> None:
+    row = table.get(key)
+    if row is None:
+        raise RequestError(errno.EINVAL, "unknown key")
+    field, read = row
+    if field == "allowed_ips":
+        # A later addition to the API: a minus takes the prefix away.
+        if value.startswith("-"):
+            field, value = "disallowed_ips", value[1:]
+        target[field] = (*target.get(field, ()), _read(key, read, value))
+        return
+    result = _read(key, read, value)
+    if field:
+        target[field] = result

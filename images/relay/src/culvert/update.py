@@ -1,0 +1,98 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A wanted change to a device, and doing it: what the control socket and the configuration file have in
+common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .allowedips import Network
+from .device import Device
+from .endpoint import Endpoint
+from .keys import ZERO_KEY
+
+__all__ = ["DeviceUpdate", "PeerUpdate", "apply_peers"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUpdate:
+    """What to do to one peer. None means: leave as it is."""
+
+    public_key: bytes
+    remove: bool = False
+    update_only: bool = False
+    "Do nothing if there is no such peer."
+    preshared_key: bytes | None = field(default=None, repr=False)
+    "32 bytes; all zero for none."
+    endpoint: Endpoint | None = None
+    endpoint_name: tuple[str, int] | None = None
+    "Host name and port, to be resolved by the shell."
+    keepalive_interval_s: int | None = None
+    replace_allowed_ips: bool = False
+    allowed_ips: tuple[Network, ...] = ()
+    disallowed_ips: tuple[Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUpdate:
+    """What to do to a device. None means: leave as it is."""
+
+    private_key: bytes | None = field(default=None, repr=False)
+    "32 bytes; all zero to have none."
+    listen_port: int | None = None
+    "0 lets the kernel choose."
+    fwmark: int | None = None
+    "0 for none."
+    replace_peers: bool = False
+    peers: tuple[PeerUpdate, ...] = ()
+
+
+def apply_peers(device: Device, update: DeviceUpdate, now: float) -> None:
+    """Do what ``update`` says about the key and the peers.
+
+    Peers that are not named keep their sessions. What a session of a named peer rests on is touched only
+    where the update says something else than what is.
+    """
+    if update.private_key is not None:
+        device.set_private_key(None if update.private_key == ZERO_KEY else update.private_key)
+    if update.replace_peers:
+        for peer in device.peers():
+            device.remove_peer(peer.public_key)
+    for change in update.peers:
+        _apply_peer(device, change, now)
+
+
+def _apply_peer(device: Device, change: PeerUpdate, now: float) -> None:
+    if change.remove:
+        device.remove_peer(change.public_key)
+        return
+    if device.identity is not None and device.identity.public == change.public_key:
+        # A list of all hosts' peers may name ourselves; wireguard-go ignores that too.
+        return
+    peer = device.peer(change.public_key)
+    if peer is None:
+        if change.update_only:
+            return
+        peer = device.add_peer(change.public_key)
+    if change.preshared_key is not None:
+        peer.preshared_key = change.preshared_key
+    if change.endpoint is not None:
+        peer.endpoint = change.endpoint
+    if change.replace_allowed_ips:
+        device.disallow(peer)
+    for network in change.disallowed_ips:
+        device.disallow(peer, network)
+    _allow_all(device, change.allowed_ips, change.public_key)
+    if change.keepalive_interval_s is not None:
+        peer.set_keepalive_interval(change.keepalive_interval_s, now)
+    peer.flush(now)
+
+
+def _allow_all(device: Device, networks: Iterable[Network], public_key: bytes) -> None:
+    peer = device.peer(public_key)
+    if peer is not None:
+        for network in networks:
+            device.allow(peer, network)
