@@ -1,6 +1,6 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes the tables of variables in the roles' READMEs from meta/argument_specs.yml, so that they cannot differ.
+"""Writes the tables of variables in the roles' READMEs from their argument specs, so that they cannot differ.
 
 With --check nothing is written, and the exit code says whether something would be.
 """

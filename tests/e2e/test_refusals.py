@@ -68,7 +68,7 @@ def untouched(_fleet: Fleet) -> AbstractContextManager[None]:
 
 @dataclass
 class Refusal:
-    """One mistake: the run's variables and arguments, what is wrong with the hosts, and what has to be said."""
+    """One mistake: the run's variables and arguments, what is wrong with the hosts, what has to be said."""
 
     says: list[str]
     variables: dict[str, Any] = field(default_factory=dict)

@@ -46,7 +46,7 @@ def wait_until_seen(fleet: Fleet, client: str, timeout_s: float = 60) -> None:
 
 @pytest.fixture(scope="module")
 def blank(fleet: Fleet) -> Snapshots:
-    """The hosts as they were before us. Asked twice: what the kernel loads when first asked does not count."""
+    """The hosts as they were before us. Asked twice: the first look may load kernel modules."""
     snapshots(fleet)
     return snapshots(fleet)
 
