@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import lab as lab_module
 import pytest
+
+from tests.netns import lab as lab_module
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

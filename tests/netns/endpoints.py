@@ -20,7 +20,8 @@ from functools import cached_property
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from lab import Host, LabError, Process, eventually
+
+from tests.netns.lab import Host, LabError, Process, eventually
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RELAY_SOURCE = REPOSITORY / "images" / "relay" / "src"
@@ -209,6 +210,7 @@ class Culvert(Endpoint):
     ) -> None:
         super().__init__(host, settings, addresses, mtu_bytes)
         self.options: list[str] = []  # more words for ``culvert run``
+        self.by_setconf = False  # start empty and be filled by ``wg setconf``, as wireguard-go is
 
     @cached_property
     def command(self) -> list[str]:
@@ -222,8 +224,14 @@ class Culvert(Endpoint):
         return self.host.run([*self.command, *argv], check=check, stdin=stdin, env=self.environment()).stdout
 
     def _launch(self) -> Process:
-        argv = ["run", self.device, "--config", str(self.write_settings()), *self.options]
-        return self.host.spawn([*self.command, *argv], "culvert", self.environment())
+        file = str(self.write_settings())
+        config = [] if self.by_setconf else ["--config", file]
+        argv = [*self.command, "run", self.device, *config, *self.options]
+        self.process = self.host.spawn(argv, "culvert", self.environment())
+        if self.by_setconf:
+            self._await(self.socket.exists, "control socket")
+            self.wg("setconf", self.device, file)
+        return self.process
 
 
 KINDS: dict[str, type[Endpoint]] = {kind.kind: kind for kind in (WireGuardGo, Culvert)}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from lab import Host, Process, eventually
+from tests.netns.lab import Host, Process, eventually
 
 LINKTYPE_ETHERNET = 1
 LINKTYPES_RAW = (12, 101)

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from endpoints import REPOSITORY
-from lab import Host, eventually
+from tests.netns.endpoints import REPOSITORY
+from tests.netns.lab import Host, eventually
 
 _WHO_SERVER = """
 import socket, sys

@@ -21,9 +21,10 @@ import itertools
 import time
 
 import pytest
-from lab import Lab
-from topology import OUTER, PAIRS, bracketed, direct_hosts, make_tunnel
-from transfer import MEGABYTE, transfer
+
+from tests.netns.lab import Lab
+from tests.netns.topology import OUTER, PAIRS, bracketed, direct_hosts, make_tunnel
+from tests.netns.transfer import MEGABYTE, transfer
 
 FAMILIES = (4, 6)
 # 100 MB: every pair over every outer family once; inner family and pre-shared key alternate over them.

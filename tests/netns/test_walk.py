@@ -20,11 +20,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from endpoints import DEVICE
-from lab import Lab, eventually
-from pcap import ECHO_REPLY, ECHO_REQUEST, Capture
-from services import Ssh, ask_callers_address, probe, serve_callers_address
-from topology import PAIRS, TABLE, behind_nat, path_hosts, send_everything
+
+from tests.netns.endpoints import DEVICE
+from tests.netns.lab import Lab, eventually
+from tests.netns.pcap import ECHO_REPLY, ECHO_REQUEST, Capture
+from tests.netns.services import Ssh, ask_callers_address, probe, serve_callers_address
+from tests.netns.topology import PAIRS, TABLE, behind_nat, path_hosts, send_everything
 
 NOBODY = {4: "10.86.0.99", 6: "fd86:ea04:1115::99"}
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids="-to-".join)

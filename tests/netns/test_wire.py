@@ -17,11 +17,12 @@ import collections
 import struct
 
 import pytest
-from endpoints import PORT
-from lab import Lab
-from pcap import ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMPV6, UDP, Capture, Packet
-from topology import OUTER, PAIRS, bracketed, direct_hosts, make_tunnel
-from transfer import MEGABYTE, transfer
+
+from tests.netns.endpoints import PORT
+from tests.netns.lab import Lab
+from tests.netns.pcap import ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMPV6, UDP, Capture, Packet
+from tests.netns.topology import OUTER, PAIRS, bracketed, direct_hosts, make_tunnel
+from tests.netns.transfer import MEGABYTE, transfer
 
 MARKER = "culvert-marker:4f1d2c7a-in-the-clear"
 INITIATION, RESPONSE, COOKIE_REPLY, TRANSPORT = 1, 2, 3, 4

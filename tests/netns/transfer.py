@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import Host, LabError, Process, eventually
+from tests.netns.lab import Host, LabError, Process, eventually
 
 SCRIPT = str(Path(__file__).with_name("transfer_peer.py"))
 MEGABYTE = 1_000_000

@@ -20,6 +20,7 @@ import struct
 import time
 
 BLOCK_BYTES = 1 << 18
+STALL_S = 25  # no progress for so long is a failure
 TCPI_TOTAL_RETRANS_OFFSET = 100  # struct tcp_info of linux/tcp.h: 8 bytes of flags, then 32-bit fields
 
 
@@ -34,7 +35,7 @@ def send(
 ) -> dict[str, object]:
     """Connect and send; returns after the receiver has closed, that is, after it has read everything."""
     source, digest, sent = random.Random(seed), hashlib.sha256(), 0
-    with socket.create_connection((address, port), timeout=60) as connection:
+    with socket.create_connection((address, port), timeout=STALL_S) as connection:
         start = time.monotonic()
         while sent < size_bytes:
             block = source.randbytes(min(BLOCK_BYTES, size_bytes - sent))
@@ -57,12 +58,12 @@ def receive(address: str, port: int) -> dict[str, object]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
         listener.listen(1)
-        listener.settimeout(60)
+        listener.settimeout(STALL_S)
         print("listening", flush=True)
         connection, _ = listener.accept()
     digest, received, buffer = hashlib.sha256(), 0, bytearray(1 << 20)
     with connection:
-        connection.settimeout(60)
+        connection.settimeout(STALL_S)
         start = time.monotonic()
         while count := connection.recv_into(buffer):
             digest.update(memoryview(buffer)[:count])
