@@ -33,6 +33,7 @@ from_pypi() {
     mkdir -p "$download"
     python -m pip download --no-deps --require-hashes --only-binary=:all: --python-version 3.12 \
         -r tools/collections.txt -d "$download"
+    rm -rf "$tree/community" "$tree/ansible"
     python - "$CACHE/collections" "$download"/ansible-*.whl <<'PYTHON'
 import json
 import pathlib
@@ -56,7 +57,6 @@ PYTHON
     rm -r "$download"
 }
 
-find "$tree" -mindepth 1 -maxdepth 1 ! -name culvert -exec rm -r {} +
 if galaxy_answers && step "Installing collections from Galaxy" from_galaxy; then
     :
 else

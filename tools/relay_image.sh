@@ -47,6 +47,7 @@ save() {
     mv "$archive.part" "$archive"
 }
 
+[[ -f $context/pyproject.toml && -d $context/src ]] || die "$context does not hold the relay's source: is this a whole checkout?"
 source=$(source_hash)
 built=$(docker image inspect --format '{{index .Config.Labels "io.culvert.source"}}' "$image" 2>/dev/null || true)
 if [[ $built != "$source" ]]; then
