@@ -172,7 +172,7 @@ def fleet_problems(members: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
             problems.extend(
                 f"{host}: client_networks: {net} overlaps with {other}, which lives behind {owner}."
                 for other, owner in behind
-                if other.version == net.version and other.overlaps(net)  # type: ignore[arg-type]
+                if other.version == net.version and other.overlaps(net)
             )
             behind.append((net, host))
     return problems
