@@ -11,6 +11,10 @@
 inventory=inventories/demo/hosts.yml
 play() { ansible-playbook --inventory "$inventory" "$@"; }
 
+internet_address() {
+    docker inspect --format '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' culvert-demo-internet
+}
+
 up() {
     local started=$SECONDS
     step "Starting the demo's hosts: a server, two clients and an internet, as containers" play inventories/demo/up.yml
