@@ -20,9 +20,9 @@ import os
 from typing import Any
 
 from ._core import HostError
+from ._files import read_text, remove_file, write_text
 
-STATE_DIRECTORY = "/var/lib/culvert"
-RECORD_PATH = f"{STATE_DIRECTORY}/created.json"
+RECORD_PATH = "/var/lib/culvert/created.json"
 
 
 def _here() -> str:
@@ -31,45 +31,20 @@ def _here() -> str:
 
 
 def _load() -> dict[str, Any]:
+    text = read_text(RECORD_PATH)
     try:
-        with open(RECORD_PATH, encoding="utf-8") as record:
-            content = json.load(record)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise HostError(f"cannot read {RECORD_PATH}: {error}; delete it if it is damaged") from None
+        content = json.loads(text or "{}")
+    except ValueError as error:
+        raise HostError(f"{RECORD_PATH} is damaged ({error}); delete it") from None
     return content if isinstance(content, dict) else {}
 
 
 def _store(record: dict[str, Any]) -> None:
-    try:
-        if record.get("nft") or set(record.get("directories", [])) - {STATE_DIRECTORY}:
-            _write(record)
-        else:
-            _forget(record)
-    except OSError as error:
-        raise HostError(f"cannot write {RECORD_PATH}: {error.strerror}") from None
-
-
-def _write(record: dict[str, Any]) -> None:
-    if not os.path.isdir(STATE_DIRECTORY):
-        os.makedirs(STATE_DIRECTORY, 0o755)
-        record = {**record, "directories": sorted({*record.get("directories", []), STATE_DIRECTORY})}
-    temporary = f"{RECORD_PATH}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, RECORD_PATH)
-
-
-def _forget(record: dict[str, Any]) -> None:
-    try:
-        os.unlink(RECORD_PATH)
-    except FileNotFoundError:
-        return
-    if STATE_DIRECTORY in record.get("directories", []):
-        remove_if_empty(STATE_DIRECTORY)
+    filled = {kind: content for kind, content in record.items() if content}
+    if filled:
+        write_text(RECORD_PATH, json.dumps(filled, indent=1, sort_keys=True) + "\n", mode=0o644)
+    else:
+        remove_file(RECORD_PATH)
 
 
 def remove_if_empty(directory: str) -> bool:
@@ -99,7 +74,7 @@ def remove_directories(path: str) -> None:
     """Take away ``path`` and its parents as far as they are empty and were made by :func:`make_directories`."""
     record = _load()
     made = set(record.get("directories", []))
-    while path in made and path != STATE_DIRECTORY:
+    while path in made:
         if os.path.isdir(path) and not remove_if_empty(path):
             return
         made.discard(path)

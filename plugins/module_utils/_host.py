@@ -14,6 +14,7 @@ import os
 from ._core import SpecError
 
 CAP_NET_ADMIN = 12
+_IPV6 = "/proc/sys/net/ipv6"
 
 
 def need_net_admin() -> None:
@@ -34,17 +35,20 @@ def _effective_capabilities() -> int:
     return 0
 
 
+def kernel_has_ipv6() -> bool:
+    return os.path.isdir(_IPV6)
+
+
 def ipv6_disabled(device: str = "all") -> str:
     """Why IPv6 cannot be used on ``device`` (``all`` = on the host), or an empty text when it can.
 
     Kernel documentation: networking/ip-sysctl, ``disable_ipv6``.
     """
-    base = "/proc/sys/net/ipv6"
-    if not os.path.isdir(base):
+    if not kernel_has_ipv6():
         return "the kernel runs without IPv6"
     # Devices that do not exist yet are born with the value of "default".
-    name = device if os.path.isdir(f"{base}/conf/{device}") else "default"
-    path = f"{base}/conf/{name}/disable_ipv6"
+    name = device if os.path.isdir(f"{_IPV6}/conf/{device}") else "default"
+    path = f"{_IPV6}/conf/{name}/disable_ipv6"
     try:
         with open(path, encoding="ascii") as flag:
             disabled = flag.read().strip() == "1"
