@@ -4,6 +4,8 @@
 #
 # ansible-test sanity. It insists on a git work tree at .../ansible_collections/culvert/vpn, so it gets a copy of what
 # git would commit, in .cache/sanity; and on a home directory for its virtualenvs, which is kept there as well.
+# The copy is the collection and its unit tests. What is no part of it (the relay, our tools, the labs) has the usual
+# Python linters, without Ansible's rules for module code.
 #
 #   sanity.sh [ARGUMENT OF ansible-test sanity...]
 . "$(dirname "$0")/lib.sh"
@@ -14,7 +16,8 @@ tree=$CACHE/sanity/ansible_collections/culvert/vpn
 
 rm -rf "$CACHE/sanity/ansible_collections"
 mkdir -p "$tree"
-git ls-files -z --cached --others --exclude-standard |
+git ls-files -z --cached --others --exclude-standard -- \
+    . ':!images' ':!inventories' ':!bench' ':!tools' ':!.ci' ':!tests/netns' ':!tests/e2e' |
     while IFS= read -r -d '' path; do [[ ! -e $path ]] || printf '%s\0' "$path"; done |
     xargs -0 cp --parents --no-dereference -t "$tree"
 git -C "$tree" init --quiet
