@@ -25,7 +25,7 @@ class TokenBucket:
     def allow(self, now: float) -> bool:
         """Whether one more event fits at ``now`` (seconds); it is counted if it does."""
         elapsed = max(0.0, now - self._updated_s)
-        self._updated_s = now
+        self._updated_s = max(now, self._updated_s)
         self._tokens = min(self._burst, self._tokens + elapsed * self._rate_per_s)
         if self._tokens < 1:
             return False
