@@ -285,6 +285,11 @@ class Host:
         """End every process of the host and remove the namespace."""
         for process in reversed(self._processes):
             process.stop()
+        # What went into the background by itself is still ours: nobody else is in this namespace.
+        for pid in _command(["ip", "netns", "pids", self.namespace]).split():
+            if int(pid) != self._holder.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
         self._holder.stop(signal.SIGKILL)
         _command(["ip", "netns", "del", self.namespace])
 
