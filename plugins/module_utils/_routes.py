@@ -22,7 +22,7 @@ from typing import Union
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
 # The protocol number by which our routes and rules can be told from others' (include/uapi/linux/rtnetlink.h).
-PROTOCOL = 186
+PROTOCOL = 51
 # include/uapi/linux/rtnetlink.h, enum rtm_type
 ROUTE_TYPES = {"unicast": 1, "blackhole": 6, "unreachable": 7, "prohibit": 8}
 _TYPE_NAMES = {number: name for name, number in ROUTE_TYPES.items()}
@@ -33,7 +33,7 @@ MASK_ALL = 0xFFFFFFFF
 
 @dataclass(frozen=True, order=True)
 class Route:
-    """:ivar other: attributes that we never set, such as several next hops; a route that has any is not ours."""
+    """:ivar other: attributes that we never set, such as several next hops; with any of them it is not ours."""
 
     version: int
     destination: str

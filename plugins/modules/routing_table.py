@@ -13,7 +13,7 @@ description:
   - Registers a routing table by name and number where iproute2 reads it, and manages all of its routes and
     all of the policy rules that lead to it.
   - What the module owns is everything in the table, every rule that leads to it, and every rule with protocol
-    number 186 among the 16 priorities from O(rule_priority) on. What is there and not asked for is removed.
+    number 51 among the 16 priorities from O(rule_priority) on. What is there and not asked for is removed.
   - A table number, name or priority that somebody else uses is refused.
   - The kernel drops routes when their device vanishes or goes down. The next run restores them.
 author:

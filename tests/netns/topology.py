@@ -12,7 +12,7 @@ from tests.netns.endpoints import FWMARK, KINDS, PORT, Endpoint, Key, Peer, Sett
 from tests.netns.lab import Host, Lab
 
 TUNNEL_V4, TUNNEL_V6 = "10.86.0.0/24", "fd86:ea04:1115::/64"
-TABLE, RULE_PRIORITY, PROTOCOL = "51820", 31820, "186"
+TABLE, RULE_PRIORITY, PROTOCOL = "51820", 31820, "51"
 # (client, server); the client initiates. NETNS_PAIRS=go:go,relay:go in the environment replaces them.
 _PAIRS = os.environ.get("NETNS_PAIRS", "relay:go,go:relay,relay:relay")
 PAIRS = [(pair.split(":")[0], pair.split(":")[1]) for pair in _PAIRS.split(",")]
