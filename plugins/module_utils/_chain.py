@@ -243,7 +243,7 @@ def written_digest(rules: Iterable[str], bearer: str) -> str:
 
 
 def _in_place(jump: Jump, rules: tuple[str, ...], position: int) -> bool:
-    """First or last, other owned chains' jumps apart: two of them that both want to be first must not fight."""
+    """First or last, other owned chains' jumps apart: two that both want to be first must not fight."""
     beyond = rules[:position] if jump.position == "first" else rules[position + 1 :]
     return all(target_of(rule).startswith(OWN_PREFIX) for rule in beyond)
 

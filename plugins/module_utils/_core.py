@@ -100,7 +100,7 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Rehearsing(Protocol):
-    """A backend that can try a plan without changing anything; done before applying, and in check mode too."""
+    """A backend that can try a plan without changing anything: before applying, and in check mode too."""
 
     def rehearse(self, plan: Plan) -> None: ...
 

@@ -71,7 +71,7 @@ def make_directories(path: str) -> None:
 
 
 def remove_directories(path: str) -> None:
-    """Take away ``path`` and its parents as far as they are empty and were made by :func:`make_directories`."""
+    """Take away ``path`` and its parents as far as they are empty and :func:`make_directories` made them."""
     record = _load()
     made = set(record.get("directories", []))
     while path in made:
@@ -84,7 +84,7 @@ def remove_directories(path: str) -> None:
 
 
 def nft_objects(prefix: str) -> tuple[str, ...]:
-    """Recorded objects such as ``ip filter FORWARD`` that begin with the words of ``prefix``, longest first."""
+    """Recorded objects such as ``ip filter FORWARD`` that begin with the words of ``prefix``."""
     objects = _load().get("nft", {}).get(_here(), [])
     return tuple(sorted((name for name in objects if f"{name} ".startswith(f"{prefix} ")), reverse=True))
 

@@ -141,7 +141,7 @@ class Iptables:
         return parse_save(out)
 
     def loaded_legacy_tables(self) -> list[str]:
-        """Names of the tables that the kernel has loaded for the legacy backend, in this network namespace."""
+        """Names of the tables that the kernel has loaded for legacy, in this network namespace."""
         names = "ip_tables_names" if self.family == "ipv4" else "ip6_tables_names"
         try:
             with open(f"/proc/net/{names}", encoding="ascii") as listing:

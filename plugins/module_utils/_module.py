@@ -41,14 +41,23 @@ def runner_of(module: AnsibleModule) -> Runner:
     return run
 
 
+def run_info(module: AnsibleModule, gather: Callable[[], dict[str, Any]]) -> None:
+    """Return what ``gather`` finds, unchanged. Ends the module in every case."""
+    _ending(module, lambda: {"changed": False, **gather()})
+
+
 def run_module(module: AnsibleModule, make: Callable[[], Backend], locked: bool = True) -> None:
     """Observe, plan, apply unless in check mode, report. Ends the module in every case.
 
     :param make: builds the backend from the module's parameters.
     :param locked: whether applying needs the host's lock.
     """
+    _ending(module, lambda: _run(module, make, locked))
+
+
+def _ending(module: AnsibleModule, work: Callable[[], dict[str, Any]]) -> None:
     try:
-        module.exit_json(**_run(module, make, locked))
+        module.exit_json(**work())
     except MissingLibrary as error:
         module.fail_json(msg=missing_required_lib(error.library), exception=error.reason)
     except SpecError as error:

@@ -77,3 +77,8 @@ def step(what: str, ignore: tuple[int, ...] = ()) -> Iterator[None]:
         if error.errno in ignore:
             return
         raise HostError(f"cannot {what}: {error.strerror or error}") from error
+
+
+def netlink_error() -> type[Exception]:
+    """The exception by which the kernel's refusals arrive, for those who expect one."""
+    return NetlinkError  # type: ignore[no-any-return]

@@ -230,7 +230,7 @@ def _problems_of(wished: WishedRoute, state: RoutingState) -> list[SpecError]:
 
 
 def _unknown_rule_devices(spec: TableSpec, state: RoutingState) -> list[str]:
-    """A rule may name a device that comes later (the kernel calls it detached), but it may also be a mistake."""
+    """A rule may name a device that comes later (to the kernel it is detached), or it may be a mistake."""
     return [
         f"{wished.option}.{name}: there is no device {device} on this host yet; "
         "the rule has no effect until there is"

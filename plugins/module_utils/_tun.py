@@ -77,7 +77,7 @@ class TunSpec:
 
 @dataclass(frozen=True)
 class TunState:
-    """What ``observe`` found. ``kind`` is ``None`` when no device has the name, else the kernel's link kind."""
+    """What ``observe`` found. ``kind`` is the kernel's link kind, ``None`` when no device has the name."""
 
     kind: str | None = None
     index: int = 0

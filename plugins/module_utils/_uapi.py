@@ -1,0 +1,190 @@
+# Copyright (c) 2026, Culvert contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
+# Do not use this from other collections or standalone plugins/modules!
+
+"""Asks a relay for its state over WireGuard's userspace API (https://www.wireguard.com/xplatform/, "get").
+
+The answer holds the private key and the pre-shared keys. They are dropped while it is read: of the private
+key only the public key that belongs to it is kept, of the others nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import _x25519
+from ._core import HostError, SpecError
+from ._options import Options
+
+SOCKET_DIRECTORY = "/run/wireguard"
+# 1000 peers with a dozen allowed IPs each are 0.7 MB.
+REPLY_MAX_BYTES = 16 * 1024 * 1024
+DEFAULT_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Peer:
+    """:ivar public_key: base64.
+    :ivar endpoint: ``address:port`` or ``[address]:port``; ``None`` while it is not known.
+    :ivar latest_handshake_s: Unix time, 0 for never.
+    """
+
+    public_key: str
+    endpoint: str | None = None
+    allowed_ips: tuple[str, ...] = ()
+    latest_handshake_s: int = 0
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    persistent_keepalive_s: int = 0
+
+    def handshake_age_s(self, now_s: float) -> int | None:
+        """Seconds since the latest handshake; ``None`` for never."""
+        return max(0, int(now_s) - self.latest_handshake_s) if self.latest_handshake_s else None
+
+
+@dataclass(frozen=True)
+class Relay:
+    """:ivar public_key: base64, ``None`` when the relay has no key."""
+
+    public_key: str | None = None
+    listen_port: int = 0
+    fwmark: int = 0
+    peers: tuple[Peer, ...] = field(default_factory=tuple)
+
+
+def socket_path_of(options: Options, name: str) -> str:
+    """The control socket's path, from option ``socket_path`` or from the interface's name."""
+    return options.text("socket_path") or f"{SOCKET_DIRECTORY}/{name}.sock"
+
+
+def interface_name(options: Options, option: str, default: str | None = None) -> str:
+    name = options.required(option, default)
+    if "/" in name or len(name.encode()) > 15:
+        raise SpecError(option, f"{name!r} is not the name of an interface")
+    return name
+
+
+def query(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Relay | None:
+    """The state of the relay behind the socket ``path``; ``None`` when none is listening there.
+
+    :raises HostError: something is, but does not answer as a relay.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_s)
+        try:
+            connection.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            # Refused: a socket file that a relay has left behind when it was killed.
+            return None
+        except OSError as error:
+            raise HostError(f"cannot connect to {path}: {error.strerror or error}") from None
+        try:
+            connection.sendall(b"get=1\n\n")
+            reply = _receive(connection, path, deadline_s)
+        except OSError as error:
+            raise HostError(f"the relay behind {path} does not answer: {error.strerror or error}") from None
+    return parse(reply.decode("ascii", "replace"), path)
+
+
+def _receive(connection: socket.socket, path: str, deadline_s: float) -> bytes:
+    """Up to the empty line that ends an answer."""
+    reply = bytearray()
+    while not reply.endswith(b"\n\n"):
+        remaining_s = deadline_s - time.monotonic()
+        if remaining_s <= 0:
+            raise HostError(f"the relay behind {path} did not answer in time")
+        connection.settimeout(remaining_s)
+        chunk = connection.recv(65536)
+        if not chunk:
+            break
+        reply += chunk
+        if len(reply) > REPLY_MAX_BYTES:
+            raise HostError(f"the answer of the relay behind {path} is longer than {REPLY_MAX_BYTES} bytes")
+    return bytes(reply)
+
+
+def parse(reply: str, path: str = "") -> Relay:
+    """:raises HostError: it is not such an answer; the message does not quote it, as it may hold keys."""
+    device: dict[str, str] = {}
+    peers: list[dict[str, Any]] = []
+    for line in reply.splitlines():
+        key, _equals, value = line.partition("=")
+        if key == "public_key":
+            peers.append({"public_key": value, "allowed_ip": []})
+        elif key == "allowed_ip" and peers:
+            peers[-1]["allowed_ip"].append(value)
+        elif key == "errno" or not peers:
+            device[key] = value
+        elif key != "preshared_key":
+            peers[-1][key] = value
+    try:
+        if int(device["errno"]):
+            raise HostError(f"the relay behind {path} refuses to answer (errno {device['errno']})")
+        private_key = device.get("private_key")
+        return Relay(
+            public_key=_public_key(private_key) if private_key else None,
+            listen_port=int(device.get("listen_port", 0)),
+            fwmark=int(device.get("fwmark", 0)),
+            peers=tuple(_peer(peer) for peer in peers),
+        )
+    except (KeyError, ValueError):
+        raise HostError(f"what is behind {path} does not speak WireGuard's userspace API") from None
+
+
+def _public_key(private_key: str) -> str:
+    return _x25519.to_base64(_x25519.public_key_of(bytes.fromhex(private_key)))
+
+
+def _peer(values: Mapping[str, Any]) -> Peer:
+    return Peer(
+        public_key=_x25519.to_base64(bytes.fromhex(values["public_key"])),
+        endpoint=values.get("endpoint"),
+        allowed_ips=tuple(values["allowed_ip"]),
+        latest_handshake_s=int(values.get("last_handshake_time_sec", 0)),
+        rx_bytes=int(values.get("rx_bytes", 0)),
+        tx_bytes=int(values.get("tx_bytes", 0)),
+        persistent_keepalive_s=int(values.get("persistent_keepalive_interval", 0)),
+    )
+
+
+def info(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What the module ``relay_info`` returns.
+
+    :raises SpecError, HostError: as above.
+    """
+    options = Options(params)
+    name = interface_name(options, "name", "culvert0")
+    path = socket_path_of(options, name)
+    options.done()
+    relay = query(path)
+    if relay is None:
+        return {"running": False, "public_key": None, "listen_port": None, "fwmark": None, "peers": []}
+    now_s = time.time()
+    peers = [
+        {
+            "public_key": peer.public_key,
+            "endpoint": peer.endpoint,
+            "allowed_ips": list(peer.allowed_ips),
+            "latest_handshake_s": peer.latest_handshake_s,
+            "handshake_age_s": peer.handshake_age_s(now_s),
+            "rx_bytes": peer.rx_bytes,
+            "tx_bytes": peer.tx_bytes,
+            "persistent_keepalive_s": peer.persistent_keepalive_s,
+        }
+        for peer in relay.peers
+    ]
+    return {
+        "running": True,
+        "public_key": relay.public_key,
+        "listen_port": relay.listen_port,
+        "fwmark": relay.fwmark,
+        "peers": peers,
+    }

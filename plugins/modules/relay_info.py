@@ -1,0 +1,138 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, Culvert contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: relay_info
+short_description: Read the state of a relay
+description:
+  - Asks a running relay for its state over its control socket, by WireGuard's userspace API, and returns it
+    without private and pre-shared keys.
+author:
+  - Culvert contributors (@culvert-vpn)
+extends_documentation_fragment:
+  - culvert.vpn._attributes
+  - culvert.vpn._attributes.actiongroup_culvert
+attributes:
+  check_mode:
+    support: full
+    details:
+      - This module does not modify state.
+  diff_mode:
+    support: N/A
+    details:
+      - This module does not modify state.
+  idempotent:
+    support: full
+requirements:
+  - python >= 3.9
+  - cryptography >= 3.3
+options:
+  name:
+    description:
+      - Name of the relay's interface.
+    type: str
+    default: culvert0
+  socket_path:
+    description:
+      - Path of the control socket. Defaults to C(/run/wireguard/NAME.sock).
+    type: path
+seealso:
+  - module: culvert.vpn.tunnel_probe
+"""
+
+EXAMPLES = r"""
+- name: Look at the relay
+  culvert.vpn.relay_info:
+    name: culvert0
+  register: relay
+
+- name: Every peer has shaken hands
+  ansible.builtin.assert:
+    that: relay.peers | map(attribute='latest_handshake_s') | min > 0
+"""
+
+RETURN = r"""
+running:
+  description: Whether a relay answers on the socket. Without one, the rest is V(null) or empty.
+  returned: success
+  type: bool
+  sample: true
+public_key:
+  description: The relay's own public key in base64.
+  returned: success
+  type: str
+  sample: hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=
+listen_port:
+  description: UDP port the relay listens on.
+  returned: success
+  type: int
+  sample: 51820
+fwmark:
+  description: Mark on the relay's own packets, V(0) for none.
+  returned: success
+  type: int
+  sample: 51820
+peers:
+  description: The relay's peers.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    public_key:
+      description: The peer's public key in base64.
+      type: str
+      sample: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
+    endpoint:
+      description: Address and port that packets to the peer are sent to, V(null) while it is not known.
+      type: str
+      sample: 198.51.100.7:51820
+    allowed_ips:
+      description: Networks whose addresses are the peer's.
+      type: list
+      elements: str
+      sample: ["10.86.0.7/32"]
+    latest_handshake_s:
+      description: Time of the latest handshake in seconds since 1970, V(0) for never.
+      type: int
+      sample: 1795363200
+    handshake_age_s:
+      description: Seconds since the latest handshake, V(null) for never.
+      type: int
+      sample: 42
+    rx_bytes:
+      description: Bytes received from the peer.
+      type: int
+      sample: 148
+    tx_bytes:
+      description: Bytes sent to the peer.
+      type: int
+      sample: 92
+    persistent_keepalive_s:
+      description: Interval of keepalives to the peer in seconds, V(0) for none.
+      type: int
+      sample: 25
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.culvert.vpn.plugins.module_utils._module import run_info
+from ansible_collections.culvert.vpn.plugins.module_utils._uapi import info
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "default": "culvert0"},
+            "socket_path": {"type": "path"},
+        },
+        supports_check_mode=True,
+    )
+    run_info(module, lambda: info(module.params))
+
+
+if __name__ == "__main__":
+    main()
