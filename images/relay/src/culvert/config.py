@@ -23,6 +23,7 @@ __all__ = ["Config", "PeerConfig", "load_config", "parse_config", "parse_prefix"
 # A file this long is no configuration (a thousand peers take 200 KB).
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_KEY_FILE_BYTES = 4096
+_MAX_NAME_CHARS = 24
 
 # Options of wg-quick: what they do is done by somebody else here.
 _WG_QUICK = {
@@ -237,9 +238,11 @@ class _Parser:
             return f"{name} is an option of wg-quick: {_WG_QUICK[key]}"
         if key in _INTERFACE or key in _PEER:
             return f"{name} does not belong in {'[Peer]' if key in _INTERFACE else '[Interface]'}"
-        if not name.isalnum():
-            return "there is no such option"
-        return f"there is no option {name[:40]!r}"
+        # A key on a line of its own reads as an option, for base64 ends in "=": only what looks like a
+        # name is quoted.
+        if name.isalpha() and len(name) <= _MAX_NAME_CHARS:
+            return f"there is no option {name!r}"
+        return "there is no such option"
 
     def _read_key_file(self, name: str) -> bytes:
         path = os.path.join(os.path.dirname(self._path), name)

@@ -154,6 +154,18 @@ class Keypairs:
         self.previous, self.current, self.next = self.current, keypair, None
         return gone
 
+    def drop_expired(self, now: float) -> list[Keypair]:
+        """Destroy those that are past REJECT_AFTER_TIME: they are of no use, and their keys are a risk."""
+        expired = [
+            pair
+            for pair in (self.current, self.previous, self.next)
+            if pair is not None and now - pair.created_s >= REJECT_AFTER_TIME_S
+        ]
+        self.current = None if self.current in expired else self.current
+        self.previous = None if self.previous in expired else self.previous
+        self.next = None if self.next in expired else self.next
+        return self._destroyed(*expired)
+
     def clear(self) -> list[Keypair]:
         """Destroy all three."""
         gone = self._destroyed(self.current, self.previous, self.next)

@@ -282,6 +282,8 @@ class Peer:
 
     def _add_session(self, keys: TransportKeys, initiator: bool, local: int, remote: int, now: float) -> None:
         context = self._context
+        # Sessions that are never confirmed would put the forgetting of all keys off, time and again.
+        context.forget(self.keypairs.drop_expired(now))
         keypair = Keypair(
             context.batch,
             keys,
