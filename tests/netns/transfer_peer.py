@@ -20,6 +20,7 @@ import struct
 import time
 
 BLOCK_BYTES = 1 << 18
+STEP_S = 0.004
 STALL_S = 25  # no progress for so long is a failure
 TCPI_TOTAL_RETRANS_OFFSET = 100  # struct tcp_info of linux/tcp.h: 8 bytes of flags, then 32-bit fields
 
@@ -35,10 +36,12 @@ def send(
 ) -> dict[str, object]:
     """Connect and send; returns after the receiver has closed, that is, after it has read everything."""
     source, digest, sent = random.Random(seed), hashlib.sha256(), 0
+    # Paced means small steps: a burst could overflow a socket buffer, which is not what such a test is about.
+    block_bytes = max(1000, int(rate * STEP_S)) if rate else BLOCK_BYTES
     with socket.create_connection((address, port), timeout=STALL_S) as connection:
         start = time.monotonic()
         while sent < size_bytes:
-            block = source.randbytes(min(BLOCK_BYTES, size_bytes - sent))
+            block = source.randbytes(min(block_bytes, size_bytes - sent))
             block = (marker + block[len(marker) :])[: len(block)]
             digest.update(block)
             connection.sendall(block)
