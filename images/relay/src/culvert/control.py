@@ -23,6 +23,7 @@ DEFAULT_DIRECTORY = "/run/wireguard"
 # A set request for ten thousand peers takes 3 MB.
 _MAX_REQUEST_BYTES = 32 * 2**20
 _READ_BYTES = 1 << 16
+_BACKLOG = 128
 
 _log = logging.getLogger("culvert")
 
@@ -57,7 +58,7 @@ def listen(name: str, directory: str = DEFAULT_DIRECTORY) -> socket.socket:
             sock.bind(path)
         finally:
             os.umask(mask)
-        sock.listen(16)
+        sock.listen(_BACKLOG)
     except OSError as error:
         raise CulvertError(f"control socket {path}: {error.strerror}") from None
     return sock

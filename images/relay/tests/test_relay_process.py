@@ -1,0 +1,722 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The relay around the engine: TUN and transport twins, the loop, names, the command."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from culvert import cli
+from culvert.config import parse_config
+from culvert.context import OutgoingRun
+from culvert.control import listen, socket_path
+from culvert.device import Device, Received
+from culvert.endpoint import Endpoint
+from culvert.errors import CulvertError
+from culvert.keys import Identity, encode_base64
+from culvert.loop import Loop
+from culvert.privileges import parse_user
+from culvert.relay import Relay
+from culvert.resolve import Resolution, Resolver, lookup
+from culvert.run import boot_clock
+from culvert.show import query
+from culvert.testing import udp_packet
+from culvert.transport import Transport
+from culvert.transport.memory import MemoryNetwork
+from culvert.transport.udp import UdpTransport
+from culvert.tun import DeviceGone, LinuxTun, MemoryTun, Tun, TunOptions, check_name
+
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/dev/net/tun"), reason="needs root and /dev/net/tun"
+)
+_CLONE_NEWNET = 0x40000000
+SRC = str(Path(__file__).parents[1] / "src")
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+# --- Transport twins
+# -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "udp4", "udp6"])
+def transports(request: pytest.FixtureRequest) -> Iterator[tuple[Transport, Endpoint, Transport, Endpoint]]:
+    one: Transport
+    two: Transport
+    if request.param == "memory":
+        network, host = MemoryNetwork(), "198.51.100.1"
+        one, two = network.open(host, 0), network.open(host, 0)
+    else:
+        host = "127.0.0.1" if request.param == "udp4" else "::1"
+        one, two = UdpTransport(0, 0), UdpTransport(0, 0)
+    yield one, Endpoint(host, one.port), two, Endpoint(host, two.port)
+    one.close()
+    two.close()
+
+
+def receive(transport: Transport, count: int) -> list[Received]:
+    received: list[Received] = []
+
+    def enough() -> bool:
+        for fileno in transport.filenos():
+            received.extend(transport.receive(fileno, 100))
+        return len(received) >= count
+
+    until(enough)
+    return received
+
+
+def test_transports_carry_runs_in_order(
+    transports: tuple[Transport, Endpoint, Transport, Endpoint],
+) -> None:
+    one, one_at, two, two_at = transports
+    datagrams = [bytes([number]) * (number * 50 + 1) for number in range(20)]
+    assert one.send([OutgoingRun(two_at, datagrams, 0x88), OutgoingRun(two_at, [b"ce"], 3)]) == []
+    received = receive(two, 21)
+    assert [datagram for datagram, _, _ in received] == [*datagrams, b"ce"]
+    assert {endpoint for _, endpoint, _ in received} == {one_at}
+    assert [ecn for _, _, ecn in received] == [0] * 20 + [3]
+    assert len({id(endpoint) for _, endpoint, _ in received}) == 1
+    # And back, to where it came from.
+    two.send([OutgoingRun(received[0].endpoint, [b"back"], 1)])
+    (back,) = receive(one, 1)
+    assert (back.data, back.endpoint, back.ecn) == (b"back", two_at, 1)
+
+
+def test_a_port_in_use_is_an_error(transports: tuple[Transport, Endpoint, Transport, Endpoint]) -> None:
+    one = transports[0]
+    if isinstance(one, UdpTransport):
+        with pytest.raises(OSError, match="in use"):
+            UdpTransport(one.port, 0)
+
+
+def test_udp_answers_from_the_address_that_was_asked() -> None:
+    server = UdpTransport(0, 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        client.bind(("127.0.0.1", 0))
+        client.sendto(b"hello", ("127.0.0.77", server.port))
+        (received,) = receive(server, 1)
+        server.send([OutgoingRun(received.endpoint, [b"reply"], 0)])
+        assert client.recvfrom(100) == (b"reply", ("127.0.0.77", server.port))
+        # An address that is not ours (any more) is given up, not insisted on.
+        gone = Endpoint(
+            "127.0.0.1", client.getsockname()[1], 0, struct.pack("=i4s4s", 0, b"\xcb\0\x71\x01", bytes(4))
+        )
+        assert server.send([OutgoingRun(gone, [b"again"], 0)]) == []
+        assert client.recvfrom(100)[0] == b"again"
+    server.close()
+
+
+def test_udp_survives_what_cannot_be_sent() -> None:
+    transport = UdpTransport(0, 0)
+    far = Endpoint("255.255.255.255", 1)
+    assert transport.send(
+        [OutgoingRun(far, [b"x"], 0), OutgoingRun(Endpoint("127.0.0.1", 9), [bytes(70_000)], 0)]
+    ) in (
+        [],
+        [far],
+    )
+    transport.close()
+
+
+# --- TUN twins
+# -----------------------------------------------------------------------------------------------
+
+
+def in_new_namespace(body: Callable[[], None]) -> None:
+    """Run in a thread with a network namespace of its own; it goes when the thread and its descriptors do."""
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "unshare")
+            body()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    if failures:
+        raise failures[0]
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, timeout=10)
+
+
+def exchange(tun: Tun, send: Callable[[bytes], None], received: Callable[[], bytes]) -> None:
+    """One body for both twins: what the host sends is read, what is written the host gets."""
+    assert tun.read(10) == []
+    send(b"outwards")
+    packets: list[bytes] = []
+    until(lambda: bool(packets.extend(tun.read(10)) or packets))
+    assert [packet[28:] for packet in packets if packet[9:10] == b"\x11"] == [b"outwards"]
+    tun.write([b"junk", udp_packet("10.86.77.2", "10.86.77.1", b"inwards")])
+    assert received() == b"inwards"
+
+
+def test_memory_tun_is_a_tun() -> None:
+    tun = MemoryTun()
+    exchange(
+        tun,
+        lambda payload: tun.inject(udp_packet("10.86.77.1", "10.86.77.2", payload)),
+        lambda: tun.written[-1][28:],
+    )
+    tun.delete()
+    with pytest.raises(DeviceGone):
+        tun.read(1)
+    tun.close()
+
+
+@needs_root
+@pytest.mark.parametrize("existing", ["created", "persistent", "multi_queue"])
+def test_linux_tun_is_a_tun(existing: str) -> None:
+    def body() -> None:
+        if existing != "created":
+            ip(
+                "tuntap",
+                "add",
+                "mode",
+                "tun",
+                "name",
+                "cvtun0",
+                *(["multi_queue"] if existing == "multi_queue" else []),
+            )
+            ip("link", "set", "cvtun0", "mtu", "1300")
+        tun = LinuxTun.open(TunOptions("cvtun0"))
+        assert tun.created is (existing == "created")
+        assert tun.mtu_bytes == (1420 if tun.created else 1300)
+        ip("address", "add", "10.86.77.1/24", "dev", "cvtun0")
+        assert not tun.refresh()
+        tun.bring_up()
+        assert tun.refresh()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            sock.bind(("10.86.77.1", 2000))
+            until(lambda: all(packet[0] >> 4 == 6 for packet in tun.read(10)), 1)
+            exchange(
+                tun,
+                lambda payload: sock.sendto(payload, ("10.86.77.2", 1000)) and None,
+                lambda: sock.recv(100),
+            )
+        ip("link", "set", "cvtun0", "down")
+        tun.write([udp_packet("10.86.77.2", "10.86.77.1", b"lost")])
+        ip("link", "set", "cvtun0", "name", "cvtun1")
+        assert tun.name == "cvtun1"
+        ip("link", "del", "cvtun1")
+        with pytest.raises(DeviceGone):
+            tun.read(1)
+        tun.close()
+
+    in_new_namespace(body)
+
+
+@needs_root
+def test_a_tun_that_cannot_be_had() -> None:
+    def body() -> None:
+        first = LinuxTun.open(TunOptions("cvtun0"))
+        with pytest.raises(CulvertError, match="interface cvtun0: another process is attached"):
+            LinuxTun.open(TunOptions("cvtun0"))
+        first.close()
+        with pytest.raises(CulvertError, match="interface lo: exists and is not a TUN"):
+            LinuxTun.open(TunOptions("lo"))
+
+    in_new_namespace(body)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "sixteen-bytes-xx", "a/b", "a b", "a\0b", "a:b", "tun%d", "éééééééé"]
+)
+def test_names_the_kernel_does_not_take(name: str) -> None:
+    with pytest.raises(CulvertError, match="interface name"):
+        check_name(name)
+
+
+# --- The loop
+# ------------------------------------------------------------------------------------------------
+
+
+class Process:
+    """A relay in a thread of its own, on memory twins, with a control socket."""
+
+    def __init__(self, network: MemoryNetwork, number: int, directory: str) -> None:
+        self.name = f"cv{number}"
+        self.host = f"198.51.100.{number}"
+        self.address = f"10.86.0.{number}"
+        self.private_key = bytes([number]) * 32
+        self.tun = MemoryTun()
+        self.directory = directory
+        self.loop = Loop(boot_clock, listen(self.name, directory))
+        self.relay = Relay(
+            Device(time.time_ns),
+            self.tun,
+            lambda port, mark: network.open(self.host, port),
+            boot_clock,
+            self.loop.transport_changed,
+        )
+        self.thread = threading.Thread(target=self.loop.run)
+
+    @property
+    def public(self) -> str:
+        return encode_base64(Identity(self.private_key).public)
+
+    def configure(self, *peers: Process, port: int = 51820, extra: str = "") -> None:
+        text = f"[Interface]\nPrivateKey = {encode_base64(self.private_key)}\nListenPort = {port}\n"
+        for peer in peers:
+            text += f"[Peer]\nPublicKey = {peer.public}\nAllowedIPs = {peer.address}\n"
+            text += f"Endpoint = {peer.host}:51820\n{extra}"
+        self.relay.load(parse_config(text, "test"))
+
+    def start(self) -> None:
+        self.loop.attach(self.relay, watch_links=False)
+        self.thread.start()
+
+    def stop(self) -> None:
+        if self.thread.is_alive():
+            self.loop.stop()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        self.relay.close()
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[tuple[Process, Process]]:
+    network = MemoryNetwork()
+    one, two = (Process(network, number, str(tmp_path)) for number in (1, 2))
+    one.configure(two)
+    two.configure(one)
+    one.start()
+    two.start()
+    yield one, two
+    one.stop()
+    two.stop()
+
+
+def test_two_loops_carry_packets(processes: tuple[Process, Process]) -> None:
+    one, two = processes
+    packets = [udp_packet(one.address, two.address, number.to_bytes(4)) for number in range(100)]
+    one.tun.inject(*packets)
+    until(lambda: len(two.tun.written) == 100)
+    assert two.tun.written == packets
+    two.tun.inject(*(udp_packet(two.address, one.address, bytes(1000)) for _ in range(1000)))
+    until(lambda: len(one.tun.written) == 1000)
+
+
+def test_the_control_socket_answers_meanwhile(processes: tuple[Process, Process]) -> None:
+    one, two = processes
+    one.tun.inject(udp_packet(one.address, two.address, b"x"))
+    until(lambda: bool(two.tun.written))
+    device = query(two.name, two.directory)
+    (peer,) = device["peers"]
+    assert device["public_key"] == two.public
+    assert device["listen_port"] == 51820
+    assert peer["public_key"] == one.public
+    assert peer["endpoint"] == f"{one.host}:51820"
+    assert abs(peer["latest_handshake_s"] - time.time()) < 60
+    # An initiation, and a data message with 29 bytes padded to 32.
+    assert peer["rx_bytes"] == 148 + 64
+    text = json.dumps(device)
+    assert encode_base64(two.private_key) not in text
+    assert two.private_key.hex() not in text
+
+
+def test_many_connections_do_not_pile_up(processes: tuple[Process, Process]) -> None:
+    one, _ = processes
+    connections = []
+    for _ in range(60):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(socket_path(one.name, one.directory))
+        connections.append(sock)
+    assert query(one.name, one.directory)["name"] == one.name
+    until(lambda: len(one.loop._clients) <= 32)
+    for sock in connections:
+        sock.close()
+    until(lambda: not one.loop._clients)
+
+
+def test_the_loop_ends_with_its_device(processes: tuple[Process, Process]) -> None:
+    one, _ = processes
+    one.tun.delete()
+    one.thread.join(10)
+    assert not one.thread.is_alive()
+
+
+def test_a_loop_with_nothing_to_do_sleeps(processes: tuple[Process, Process]) -> None:
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.1
+
+
+# --- Ports and names
+# -----------------------------------------------------------------------------------------
+
+
+class Bench:
+    """A relay on memory twins whose clock the test owns."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.network = MemoryNetwork()
+        self.relay = Relay(
+            Device(lambda: int(self.now * 1e9)),
+            MemoryTun(),
+            lambda port, mark: self.network.open("198.51.100.1", port),
+            lambda: self.now,
+        )
+
+    def load(self, *lines: str) -> None:
+        text = "\n".join(["[Interface]", f"PrivateKey = {encode_base64(bytes([1] * 32))}", *lines])
+        self.relay.load(parse_config(text, "test"))
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        while (moment := self.relay.get_timer()) is not None and moment < end:
+            self.now = max(self.now, moment)
+            self.relay.handle_timer()
+        self.now = end
+
+
+PEER = (
+    f"[Peer]\nPublicKey = {encode_base64(bytes([2] * 32))}\nAllowedIPs = 10.0.0.0/8\nPersistentKeepalive = 25"
+)
+OTHER = f"[Peer]\nPublicKey = {encode_base64(bytes([3] * 32))}"
+
+
+def test_the_source_port_changes_when_the_only_peer_is_silent() -> None:
+    bench = Bench()
+    bench.load(PEER, "Endpoint = 198.51.100.2:51820")
+    first = bench.relay.listen_port
+    assert first
+    bench.advance(14)
+    assert bench.relay.listen_port == first
+    bench.advance(5)
+    assert bench.relay.listen_port != first
+
+
+def test_a_chosen_port_stays() -> None:
+    bench = Bench()
+    bench.load("ListenPort = 51820", PEER, "Endpoint = 198.51.100.2:51820")
+    bench.advance(60)
+    assert bench.relay.listen_port == 51820
+
+
+def test_the_port_stays_while_another_peer_is_heard() -> None:
+    bench = Bench()
+    bench.load(PEER, "Endpoint = 198.51.100.2:51820", OTHER)
+    first = bench.relay.listen_port
+    heard = bench.relay.device.peer(bytes([3] * 32))
+    assert heard is not None
+    heard.last_heard_s = bench.now
+    bench.advance(60)
+    assert bench.relay.listen_port == first
+
+
+class FakeResolver(Resolver):
+    """Answers at once, from a list of answers."""
+
+    def __init__(self, *answers: tuple[str, ...]) -> None:
+        super().__init__(lambda: None)
+        self.answers = list(answers)
+        self.found: list[Resolution] = []
+
+    def request(self, public_key: bytes, host: str, port: int) -> None:
+        addresses = self.answers.pop(0) if self.answers else ()
+        endpoints = tuple(Endpoint(address, port) for address in addresses)
+        self.found.append(Resolution(public_key, host, port, endpoints))
+
+    def results(self) -> list[Resolution]:
+        results, self.found = self.found, []
+        return results
+
+
+def resolving(*answers: tuple[str, ...]) -> tuple[Bench, FakeResolver]:
+    bench, resolver = Bench(), FakeResolver(*answers)
+    bench.relay.resolver = resolver
+    bench.load("ListenPort = 51820", PEER, "Endpoint = vpn.example.org:51820")
+    bench.relay.handle_timer()
+    bench.relay.on_resolved()
+    return bench, resolver
+
+
+def test_a_name_is_resolved_and_used() -> None:
+    bench, _ = resolving(("198.51.100.7",))
+    (peer,) = bench.relay.device.peers()
+    assert peer.endpoint == Endpoint("198.51.100.7", 51820)
+    assert peer.stats.tx_bytes == 148
+
+
+def test_a_name_is_resolved_again_when_nobody_answers() -> None:
+    bench, _ = resolving(("198.51.100.7",), ("198.51.100.8",))
+    bench.advance(11)
+    bench.relay.handle_timer()
+    bench.relay.on_resolved()
+    (peer,) = bench.relay.device.peers()
+    assert peer.endpoint == Endpoint("198.51.100.8", 51820)
+
+
+def test_several_addresses_are_tried_in_turn() -> None:
+    both = ("2001:db8::7", "198.51.100.7")
+    bench, _ = resolving(both, both)
+    (peer,) = bench.relay.device.peers()
+    assert peer.endpoint == Endpoint("2001:db8::7", 51820)
+    bench.advance(11)
+    bench.relay.handle_timer()
+    bench.relay.on_resolved()
+    assert peer.endpoint == Endpoint("198.51.100.7", 51820)
+
+
+def test_a_name_that_does_not_resolve_is_tried_again() -> None:
+    bench, resolver = resolving((), ("198.51.100.7",))
+    (peer,) = bench.relay.device.peers()
+    assert peer.endpoint is None
+    bench.advance(11)
+    bench.relay.on_resolved()
+    assert peer.endpoint == Endpoint("198.51.100.7", 51820)
+    assert resolver.answers == []
+
+
+def test_an_answer_for_a_peer_that_is_gone_is_nothing() -> None:
+    bench, resolver = resolving(("198.51.100.7",))
+    resolver.request(bytes([2] * 32), "vpn.example.org", 51820)
+    bench.load("ListenPort = 51820")
+    bench.relay.on_resolved()
+    assert list(bench.relay.device.peers()) == []
+
+
+def test_the_resolver_does_not_block_and_asks_once() -> None:
+    gate, woken, asked = threading.Event(), threading.Event(), []
+
+    def slow(host: str, port: int) -> tuple[Endpoint, ...]:
+        asked.append(host)
+        gate.wait(10)
+        return (Endpoint("198.51.100.7", port),)
+
+    resolver = Resolver(woken.set, slow)
+    for _ in range(5):
+        resolver.request(b"peer", "a.example", 7)
+    assert resolver.results() == []
+    gate.set()
+    assert woken.wait(10)
+    (result,) = resolver.results()
+    assert result.endpoints == (Endpoint("198.51.100.7", 7),)
+    assert asked == ["a.example"]
+
+
+def test_lookup_of_addresses_and_of_nonsense() -> None:
+    assert lookup("127.0.0.1", 5) == (Endpoint("127.0.0.1", 5),)
+    assert lookup("no.such.name.invalid", 5) == ()
+    assert lookup("a" * 70 + ".example", 5) == ()
+
+
+# --- The command
+# ---------------------------------------------------------------------------------------------
+
+
+def run_cli(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = cli.main(arguments)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_genkey_pubkey_genpsk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    status, private, _ = run_cli(capsys, "genkey")
+    assert (status, len(private)) == (0, 45)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(private))
+    status, public, _ = run_cli(capsys, "pubkey")
+    assert (status, len(public)) == (0, 45)
+    assert run_cli(capsys, "genpsk")[1] != run_cli(capsys, "genpsk")[1]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hunter2"))
+    status, out, err = run_cli(capsys, "pubkey")
+    assert (status, out) == (1, "")
+    assert err.startswith("culvert: standard input is not")
+    assert "hunter2" not in err
+
+
+def test_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "wg.conf"
+    path.write_text("[Interface]\nListenPort = 70000\n")
+    status, _, err = run_cli(capsys, "check", str(path))
+    assert (status, err) == (2, f"culvert: {path}:2: ListenPort: '70000' is not a number from 0 to 65535\n")
+    path.write_text("[Interface]\nListenPort = 7\n")
+    assert run_cli(capsys, "check", str(path))[0] == 2
+    path.write_text(f"[Interface]\nPrivateKey = {encode_base64(bytes(32))}\n")
+    assert run_cli(capsys, "check", str(path))[0] == 0
+
+
+def test_show_and_health(capsys: pytest.CaptureFixture[str], processes: tuple[Process, Process]) -> None:
+    one, two = processes
+    where = ("--socket-directory", one.directory)
+    status, out, _ = run_cli(capsys, "show", "--json", *where)
+    assert status == 0
+    assert [device["name"] for device in json.loads(out)] == ["cv1", "cv2"]
+    status, out, _ = run_cli(capsys, "show", "cv1", *where)
+    assert f"peer: {two.public}" in out
+    assert encode_base64(one.private_key) not in out
+    assert run_cli(capsys, "health", "cv1", *where)[0] == 0
+    status, _, err = run_cli(capsys, "health", "cv3", *where)
+    assert status == 1
+    assert "is the relay running?" in err
+
+
+@pytest.mark.parametrize("text", ["", "x:y", "nosuchuser-at-all", "1:x", "-1"])
+def test_users_that_are_none(text: str) -> None:
+    with pytest.raises(CulvertError, match="--user"):
+        parse_user(text)
+
+
+def test_users() -> None:
+    assert parse_user("51820") == (51820, 51820)
+    assert parse_user("51820:7") == (51820, 7)
+    assert parse_user("root") == (0, 0)
+
+
+# --- The real thing
+# ------------------------------------------------------------------------------------------
+
+
+class Command:
+    """``culvert run`` in a network namespace of its own."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.directory = directory
+        self.log = directory / "log"
+        environment = os.environ | {"PYTHONPATH": SRC}
+        command = [
+            sys.executable,
+            "-m",
+            "culvert",
+            "run",
+            "cvtun0",
+            "--socket-directory",
+            str(directory / "run"),
+        ]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                ["unshare", "--net", *command, *arguments],
+                env=environment,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def wait_for(self, text: str) -> None:
+        until(lambda: text in self.log.read_text() or self.process.poll() is not None)
+        assert text in self.log.read_text()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(10)
+
+
+@pytest.fixture
+def configured() -> Iterator[Path]:
+    # Not tmp_path: no other user can get there.
+    with tempfile.TemporaryDirectory(prefix="cvt") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        (path / "key").write_text(encode_base64(bytes(range(32))))
+        text = "[Interface]\nPrivateKeyFile = key\nListenPort = 51820\nMTU = 1380\n"
+        (path / "wg.conf").write_text(text)
+        yield path
+
+
+@needs_root
+def test_run_drops_everything_but_net_admin(configured: Path) -> None:
+    os.chown(configured / "key", 51820, 51820)
+    (configured / "key").chmod(0o400)
+    command = Command(configured, "--config", str(configured / "wg.conf"), "--user", "51820")
+    command.wait_for("ready: UDP port 51820")
+    fields = dict(
+        line.split(":\t", 1)
+        for line in Path(f"/proc/{command.process.pid}/status").read_text().splitlines()
+        if ":\t" in line
+    )
+    assert fields["Uid"].split() == ["51820"] * 4
+    assert fields["Gid"].split() == ["51820"] * 4
+    assert fields["Groups"].split() == []
+    for kind in ("CapEff", "CapPrm"):
+        assert int(fields[kind], 16) == 1 << 12
+    for kind in ("CapInh", "CapAmb"):
+        assert int(fields[kind], 16) == 0
+    assert fields["NoNewPrivs"] == "1"
+    limits = Path(f"/proc/{command.process.pid}/limits").read_text()
+    assert any(line.split()[4:6] == ["0", "0"] for line in limits.splitlines() if line.startswith("Max core"))
+    assert query("cvtun0", str(configured / "run"))["listen_port"] == 51820
+    assert command.stop() == 0
+    assert encode_base64(bytes(range(32))) not in command.log.read_text()
+
+
+@needs_root
+def test_reload_is_whole_or_nothing(configured: Path) -> None:
+    path = configured / "wg.conf"
+    command = Command(configured, "--config", str(path))
+    command.wait_for("ready")
+    good = path.read_text()
+    path.write_text(good + f"{OTHER}\n")
+    command.process.send_signal(signal.SIGHUP)
+    command.wait_for("configuration reloaded: 1 peers")
+    path.write_text(good.replace("51820", "51821") + "[Peer]\nAllowedIPs = x\n")
+    command.process.send_signal(signal.SIGHUP)
+    command.wait_for(f"reload refused, nothing changed: {path}:6: AllowedIPs: 'x'")
+    device = query("cvtun0", str(configured / "run"))
+    assert device["listen_port"] == 51820
+    assert len(device["peers"]) == 1
+    assert command.stop(signal.SIGINT) == 0
+    assert not (configured / "run" / "cvtun0.sock").exists()
+
+
+@needs_root
+def test_a_bad_file_ends_the_start_with_one_line(configured: Path) -> None:
+    (configured / "wg.conf").write_text("[Interface]\nListenPort = x\n")
+    command = Command(configured, "--config", str(configured / "wg.conf"))
+    assert command.process.wait(10) == 2
+    assert command.log.read_text().splitlines() == [
+        f"culvert: {configured}/wg.conf:2: ListenPort: 'x' is not a number from 0 to 65535"
+    ]
+    assert not (configured / "run" / "cvtun0.sock").exists()
+
+
+@needs_root
+def test_in_the_background_it_is_ready_when_the_parent_ends(configured: Path) -> None:
+    command = Command(configured, "--background")
+    assert command.process.wait(10) == 0
+    path = socket_path("cvtun0", str(configured / "run"))
+    assert query("cvtun0", str(configured / "run"))["peers"] == []
+    children = [
+        int(entry)
+        for entry in os.listdir("/proc")
+        if entry.isdigit() and str(configured / "run").encode() in _command_line(entry)
+    ]
+    (child,) = children
+    os.kill(child, signal.SIGTERM)
+    until(lambda: not os.path.exists(path))
+
+
+def _command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
