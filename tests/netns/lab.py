@@ -294,6 +294,15 @@ class Host:
         _command(["ip", "netns", "del", self.namespace])
 
 
+def await_output(process: Process, text: str, timeout_s: float = 5.0) -> None:
+    """Wait until a process has written ``text``; raises LabError with its output when it does not."""
+    eventually(
+        lambda: text in process.output() or not process.running, timeout_s, f"{text!r} of {process.argv}"
+    )
+    if text not in process.output():
+        raise LabError(f"ended before it wrote {text!r}: {process.argv}\n{process.output()}")
+
+
 @dataclass
 class Lab:
     """The hosts of one test; a context manager that leaves nothing behind."""

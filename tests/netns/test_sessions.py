@@ -10,13 +10,12 @@ For each pair of implementations, all of them at the same time:
 
 from __future__ import annotations
 
-import functools
 import signal
 import time
 
 import pytest
 
-from tests.netns.lab import Lab, Process, eventually
+from tests.netns.lab import Lab, await_output
 from tests.netns.topology import OUTER, PAIRS, Tunnel, direct_hosts, make_tunnel
 from tests.netns.transfer import MEGABYTE, Transfer
 
@@ -71,10 +70,6 @@ def test_a_restarted_client_is_back_at_once(lab: Lab, how: signal.Signals) -> No
         assert tunnel.server.host.ping(tunnel.client_addresses[6], count=3).received == 3, name
 
 
-def answered(ping: Process) -> bool:
-    return "bytes from" in ping.output()
-
-
 def test_a_restarted_server_is_found_again_by_its_clients(lab: Lab) -> None:
     """The server knows no endpoint and no session; the client notices the silence and shakes hands again."""
     running = tunnels(lab)
@@ -88,7 +83,7 @@ def test_a_restarted_server_is_found_again_by_its_clients(lab: Lab) -> None:
         processes[name] = tunnel.client.host.spawn(argv, "ping")
     limit_s = KEEPALIVE_TIMEOUT_S + REKEY_TIMEOUT_S + 4
     for name, process in processes.items():
-        eventually(functools.partial(answered, process), limit_s, f"{name}: reply", 0.2)
+        await_output(process, "bytes from", limit_s)
         assert time.monotonic() - start > 1, f"{name}: an answer without any session?"
     for name, tunnel in running.items():
         assert tunnel.server.host.ping(tunnel.client_addresses[4], count=3).received == 3, name

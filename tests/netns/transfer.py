@@ -44,8 +44,8 @@ class Transfer:
         """Send ``size_bytes`` to ``address`` of the receiver, at full speed or at ``rate_bytes_s``."""
         port = str(next(_ports))
         if rate_bytes_s:
-            # No tail loss probes: then each retransmission counted means a packet that was lost, not one that was
-            # late because the machine was busy.
+            # No tail loss probes: then each retransmission counted means a packet that was lost, not one
+            # that was late because the machine was busy.
             sender.sysctl("net.ipv4.tcp_early_retrans", 0)
         python = [sys.executable, "-I", "-S", SCRIPT]
         self._receiver: Process = receiver.spawn([*python, "receive", address, port], "receive")
