@@ -322,6 +322,10 @@ def test_what_is_no_endpoint(text: str) -> None:
         parse_endpoint(text)
 
 
+def test_an_ipv4_mapped_endpoint_is_ipv4() -> None:
+    assert parse_endpoint("[::ffff:198.51.100.1]:7") == Endpoint("198.51.100.1", 7)
+
+
 def test_ipv6_sources_are_counted_by_their_network() -> None:
     one, two = Endpoint("2001:db8::1", 1), Endpoint("2001:db8::ffff:2", 2)
     assert one.source == two.source

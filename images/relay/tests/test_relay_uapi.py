@@ -125,11 +125,13 @@ BAD = {
     "port": (["listen_port=65536"], errno.EINVAL),
     "port-signed": (["listen_port=+1"], errno.EINVAL),
     "fwmark": (["fwmark=4294967296"], errno.EINVAL),
+    "fwmark-empty": (["fwmark="], errno.EINVAL),
     "private-key": (["private_key=00"], errno.EINVAL),
     "public-key": (["public_key=zz"], errno.EINVAL),
     "endpoint": ([f"public_key={ONE}", "endpoint=host:1"], errno.EINVAL),
     "keepalive": ([f"public_key={ONE}", "persistent_keepalive_interval=65536"], errno.EINVAL),
     "allowed-ip": ([f"public_key={ONE}", "allowed_ip=10.0.0.0/33"], errno.EINVAL),
+    "allowed-ip-bare": ([f"public_key={ONE}", "allowed_ip=10.0.0.1"], errno.EINVAL),
     "remove": ([f"public_key={ONE}", "remove=yes"], errno.EINVAL),
     "replace-peers": (["replace_peers=false"], errno.EINVAL),
     "version": ([f"public_key={ONE}", "protocol_version=2"], errno.EINVAL),
@@ -147,8 +149,10 @@ def test_bad_requests_are_refused_whole(relay: Relay, case: str) -> None:
 def test_a_port_in_use_is_eaddrinuse_and_changes_nothing(relay: Relay, network: MemoryNetwork) -> None:
     network.open("198.51.100.1", 7)
     assert code(relay, "listen_port=6") == 0
-    assert code(relay, f"private_key={PRIVATE}", "listen_port=7", f"public_key={ONE}") == -errno.EADDRINUSE
+    request = [f"private_key={PRIVATE}", "fwmark=5", "listen_port=7", f"public_key={ONE}"]
+    assert code(relay, *request) == -errno.EADDRINUSE
     assert relay.listen_port == 6
+    assert relay.fwmark == 0
     assert relay.device.identity is None
 
 

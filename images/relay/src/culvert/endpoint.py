@@ -82,6 +82,10 @@ def parse_endpoint(text: str) -> Endpoint:
     """
     host, port = split_host_port(text)
     address = ip_address(host)
+    mapped = getattr(address, "ipv4_mapped", None)
+    if mapped is not None:
+        # Our IPv6 socket carries IPv6 alone.
+        return Endpoint(str(mapped), port)
     scope = getattr(address, "scope_id", None)
     if scope is None:
         return Endpoint(str(address), port)

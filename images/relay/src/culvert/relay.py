@@ -90,21 +90,25 @@ class Relay:
         self.pump()
 
     def _apply_socket(self, update: DeviceUpdate) -> None:
-        if update.fwmark is not None and update.fwmark != self.fwmark:
-            if self.transport is not None:
-                self.transport.set_mark(update.fwmark)
-            self.fwmark = update.fwmark
-        if update.listen_port is None:
-            return
+        """Port and mark, the two things that can fail. :raises OSError: nothing was changed then."""
+        mark = self.fwmark if update.fwmark is None else update.fwmark
+        port = update.listen_port
         # Port 0 asks for any, so what we have already is as good as another.
-        if self.transport is None or update.listen_port not in (0, self.transport.port):
-            self.rebind(update.listen_port)
-        self._fixed_port = update.listen_port
+        if port is not None and (self.transport is None or port not in (0, self.transport.port)):
+            self._open(port, mark)
+        elif mark != self.fwmark and self.transport is not None:
+            self.transport.set_mark(mark)
+        self.fwmark = mark
+        if port is not None:
+            self._fixed_port = port
 
     def rebind(self, port: int) -> None:
         """Open the transport on another port (0 for any). :raises OSError: the old one stays open then."""
+        self._open(port, self.fwmark)
+
+    def _open(self, port: int, mark: int) -> None:
         old = self.transport
-        self.transport = self._open_transport(port, self.fwmark)
+        self.transport = self._open_transport(port, mark)
         self._on_transport(old, self.transport)
         if old is not None:
             old.close()

@@ -20,14 +20,30 @@ _TIMEOUT_S = 5.0
 
 
 def devices(directory: str = DEFAULT_DIRECTORY) -> list[str]:
-    """Names of the devices that have a control socket."""
+    """Names of the devices whose control socket somebody listens on.
+
+    A socket may outlive its process, which had no right to remove it after its change of user.
+    """
     try:
         names = sorted(entry[:-5] for entry in os.listdir(directory) if entry.endswith(".sock"))
     except FileNotFoundError:
         return []
     except OSError as error:
         raise CulvertError(f"{directory}: {error.strerror}") from None
-    return names
+    return [name for name in names if _is_alive(socket_path(name, directory))]
+
+
+def _is_alive(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+        sock.settimeout(_TIMEOUT_S)
+        try:
+            sock.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            # Somebody is there and we may not talk to them: let the query say so.
+            return True
+    return True
 
 
 def query(name: str, directory: str = DEFAULT_DIRECTORY) -> dict[str, Any]:

@@ -62,9 +62,10 @@ class Host:
     def __init__(self, world: World, number: int, batch: Batch | None) -> None:
         self.world = world
         self.number = number
-        self.endpoint = Endpoint(f"198.51.100.{number}", 51820)
-        self.inner = IPv4Address(f"10.86.0.{number}")
-        self.inner6 = IPv6Address(f"fd86::{number}")
+        outer = f"198.51.100.{number}" if number < 255 else f"2001:db8::{number:x}"
+        self.endpoint = Endpoint(outer, 51820)
+        self.inner = IPv4Address("10.86.0.0") + number
+        self.inner6 = IPv6Address("fd86::") + number
         self.device = Device(world.wall_clock_ns, rng=world.rng, batch=batch)
         self.device.set_private_key(clamp(world.rng.randbytes(32)))
         self.received: list[bytes] = []

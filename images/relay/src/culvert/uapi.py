@@ -12,6 +12,7 @@ import errno
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from .allowedips import Network
 from .config import parse_prefix
 from .device import Device
 from .endpoint import parse_endpoint
@@ -72,15 +73,17 @@ def _version(text: str) -> None:
         raise ValueError("can only be 1")
 
 
-def _mark(text: str) -> int:
-    return _number(32)(text) if text else 0
+def _prefix(text: str) -> Network:
+    if "/" not in text:
+        raise ValueError("has no prefix length")
+    return parse_prefix(text)
 
 
 # A row for each key: the field of the update it sets, and how its value is read.
 _DEVICE: dict[str, tuple[str, Callable[[str], Any]]] = {
     "private_key": ("private_key", decode_hex),
     "listen_port": ("listen_port", _number(16)),
-    "fwmark": ("fwmark", _mark),
+    "fwmark": ("fwmark", _number(32)),
     "replace_peers": ("replace_peers", _true),
 }
 _PEER: dict[str, tuple[str, Callable[[str], Any]]] = {
@@ -90,7 +93,7 @@ _PEER: dict[str, tuple[str, Callable[[str], Any]]] = {
     "endpoint": ("endpoint", parse_endpoint),
     "persistent_keepalive_interval": ("keepalive_interval_s", _number(16)),
     "replace_allowed_ips": ("replace_allowed_ips", _true),
-    "allowed_ip": ("allowed_ips", parse_prefix),
+    "allowed_ip": ("allowed_ips", _prefix),
     "protocol_version": ("", _version),
 }
 
