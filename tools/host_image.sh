@@ -23,4 +23,5 @@ if [[ $(docker image inspect --format '{{index .Config.Labels "io.culvert.source
     tools/base_image.sh "$release"
     use_builder
     step "Building $image (a minute)" build
+    docker image prune --force --filter label=io.culvert.image=host >/dev/null
 fi
