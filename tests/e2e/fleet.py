@@ -29,10 +29,10 @@ VOLATILE_SYSCTL = re.compile(
 )
 
 #: Files of a running host that change whatever we do; below these nothing is compared.
-VOLATILE_PATHS = [
-    *["/dev", "/proc", "/run", "/sys", "/tmp", "/var/cache", "/var/log", "/root/.ansible"],
-    *[f"/var/lib/{name}" for name in ("apt", "containerd", "docker", "dpkg", "private", "systemd")],
-]
+VOLATILE_PATHS = (
+    *("/dev", "/proc", "/run", "/sys", "/tmp", "/var/cache", "/var/log", "/root/.ansible"),
+    *(f"/var/lib/{name}" for name in ("apt", "containerd", "docker", "dpkg", "private", "systemd")),
+)
 
 _SNAPSHOT = {
     "ip rule": "ip rule; ip -6 rule",
@@ -44,11 +44,9 @@ _SNAPSHOT = {
     "sysctl": "sysctl -a 2>/dev/null | grep -E '^net[.]' | sort",
     "containers": "docker ps --all --format '{{.Names}} {{.Image}}'",
     "images": "docker images --format '{{.Repository}}:{{.Tag}}'",
-    "files": "find / -xdev "
-    + " ".join(f"-path {path} -prune -o" for path in VOLATILE_PATHS)
-    + " -type f -printf '%p %m %u %g ' -exec sha256sum {} ';' | cut -d' ' -f1-5; "
-    "find /etc /usr/local /var/lib/culvert -type d -o -type l 2>/dev/null | sort; "
-    "ls -d /run/wireguard /run/culvert* 2>&1 || true",
+    "files": "find /etc /usr/local /var/lib/culvert /root /opt /srv -path /root/.ansible -prune -o "
+    "-printf '%p %y %m %U %G %l\\n' 2>/dev/null; ls -d /run/wireguard /run/culvert* 2>&1 || true",
+    "contents": "find /etc /usr/local -type f -exec sha256sum {} +",
 }
 
 
@@ -61,7 +59,7 @@ def normalise(name: str, text: str) -> list[str]:
         text = "\n".join(line for line in text.splitlines() if not VOLATILE_SYSCTL.search(line))
     if name == "ip route":
         text = re.sub(r" (expires|age) \S+", "", text)
-    if name in ("ip route", "files"):
+    if name in ("ip route", "files", "contents"):
         return sorted(text.splitlines())
     return text.splitlines()
 
@@ -145,4 +143,11 @@ class Fleet:
 
     def snapshot(self, host: str) -> dict[str, list[str]]:
         """Return everything that a deployment may touch on a host, comparable."""
-        return {name: normalise(name, self.shell(host, script)) for name, script in _SNAPSHOT.items()}
+        parts = {name: normalise(name, self.shell(host, script)) for name, script in _SNAPSHOT.items()}
+        return {**parts, "files anywhere": self._written(host)}
+
+    def _written(self, host: str) -> list[str]:
+        """Return what was added to or removed from the host's disk since it was made, wherever."""
+        command = ["docker", "diff", self.container(host)]
+        lines = subprocess.run(command, text=True, capture_output=True, check=True).stdout.splitlines()
+        return sorted(line for line in lines if line[0] in "AD" and not line[2:].startswith(VOLATILE_PATHS))
