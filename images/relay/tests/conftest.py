@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -13,7 +15,12 @@ from culvert.testing import World
 settings.register_profile(
     "culvert", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.load_profile("culvert")
+# A long run, with new examples each time: CULVERT_FUZZ_EXAMPLES=100000 pytest images/relay/tests
+EXAMPLES = int(os.environ.get("CULVERT_FUZZ_EXAMPLES", "0"))
+settings.register_profile(
+    "long", settings.get_profile("culvert"), derandomize=False, max_examples=max(EXAMPLES, 1), print_blob=True
+)
+settings.load_profile("long" if EXAMPLES else "culvert")
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ more.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import pairwise
 from typing import Any
 
@@ -405,3 +407,62 @@ def test_a_restarted_peer_is_found_again(joined: tuple[World, Host, Host]) -> No
     one.send(packet)
     world.settle()
     assert two.received == [packet]
+
+
+# --- Many peers
+# ----------------------------------------------------------------------------------------------
+
+
+def test_three_hundred_peers_at_once() -> None:
+    world = World()
+    server = world.host()
+    clients = [world.host() for _ in range(300)]
+    for client in clients:
+        world.introduce(server, client)
+        client.send(client.packet(server, client.number.to_bytes(4)))
+    world.settle()
+    assert sorted(server.received) == sorted(
+        client.packet(server, client.number.to_bytes(4)) for client in clients
+    )
+    server.send(*(server.packet(client) for client in clients))
+    world.settle()
+    assert all(client.received == [server.packet(client)] for client in clients)
+
+
+def test_peers_that_come_and_go_leave_nothing() -> None:
+    world = World()
+    server, client = world.pair()
+    world.connect(client, server)
+    gone = []
+    for _ in range(500):
+        passing = world.host()
+        world.introduce(server, passing)
+        passing.send(passing.packet(server))
+        world.settle()
+        gone.append(weakref.ref(server.peer(passing)))
+        server.device.remove_peer(passing.public_key)
+        world.hosts.remove(passing)
+        server.events.clear()
+        world.now += 0.1
+    context = server.device._context
+    assert len(context.timers) <= 128
+    assert len(context.keypairs) == 1
+    assert context.handshakes == {}
+    gc.collect()
+    # The events of the last round may still name one.
+    assert sum(reference() is not None for reference in gone) <= 1
+    client.send(client.packet(server, b"still here"))
+    world.settle()
+    assert server.received[-1] == client.packet(server, b"still here")
+
+
+def test_a_removed_peers_object_holds_no_secret(joined: tuple[World, Host, Host]) -> None:
+    world, one, two = joined
+    peer = one.peer(two)
+    peer.preshared_key = bytes(range(32))
+    one.device.remove_peer(two.public_key)
+    assert peer.preshared_key == bytes(32)
+    assert peer.static_static is None
+    assert (peer.keypairs.current, peer.keypairs.previous, peer.keypairs.next) == (None, None, None)
+    world.advance(600)
+    assert one.events_of(EventKind.KEYS_ZEROED) == []

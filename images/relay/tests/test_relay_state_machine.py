@@ -9,6 +9,7 @@ endpoint.
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import Any
 
@@ -162,5 +163,7 @@ class HostileNetwork(RuleBasedStateMachine):
         assert final in self.two.received
 
 
-HostileNetwork.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+HostileNetwork.TestCase.settings = settings(
+    max_examples=int(os.environ.get("CULVERT_FUZZ_EXAMPLES", "200")), stateful_step_count=40
+)
 TestHostileNetwork = HostileNetwork.TestCase

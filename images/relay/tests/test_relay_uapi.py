@@ -223,12 +223,17 @@ def test_a_slow_reader_gets_it_all(relay: Relay) -> None:
     ours, client = connected(relay)
     client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     ours.sendall(b"get=1\n\n")
+    # As `printf ... | nc -U` does: nothing more will be asked, and the answer is still wanted.
+    ours.shutdown(socket.SHUT_WR)
+    assert client.on_readable()
     assert client.on_readable()
     assert client.wants_to_write
+    assert not client.wants_to_read
     received = bytearray()
     while not received.endswith(b"\n\n"):
         received += ours.recv(65536)
-        assert client.on_writable()
+        alive = client.on_writable()
+    assert not alive
     assert received.count(b"public_key=") == 2000
 
 

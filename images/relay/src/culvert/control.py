@@ -119,6 +119,12 @@ class ControlClient:
         self._received = bytearray()
         self._unsent = bytearray()
         self._scanned = 0
+        self._ended = False
+
+    @property
+    def wants_to_read(self) -> bool:
+        """False once the other side has said all it will."""
+        return not self._ended
 
     @property
     def wants_to_write(self) -> bool:
@@ -134,7 +140,8 @@ class ControlClient:
             return False
         if not data:
             # What was not ended by an empty line is not done: half a request may mean the opposite.
-            return False
+            self._ended = True
+            return self.on_writable()
         self._received += data
         while (end := self._received.find(b"\n\n", max(0, self._scanned - 1))) >= 0:
             request = bytes(self._received[:end])
@@ -159,7 +166,7 @@ class ControlClient:
             return True
         except OSError:
             return False
-        return True
+        return not self._ended
 
 
 ClientFactory = Callable[[socket.socket], ControlClient]

@@ -176,7 +176,8 @@ class Loop:
         if not alive:
             self._close_client(client)
             return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.wants_to_write else 0)
+        reading = selectors.EVENT_READ if client.wants_to_read else 0
+        events = reading | (selectors.EVENT_WRITE if client.wants_to_write else 0)
         handler = self._selector.get_key(client.socket).data
         self._selector.modify(client.socket, events, handler)
 

@@ -125,9 +125,11 @@ class Peer:
     def close(self) -> None:
         """The peer is removed: its keys, timers and waiting packets go with it."""
         self.alive = False
-        self._timers.cancel_all()
+        self._timers.close()
         self.forget_keys()
         self._staged.clear()
+        self.preshared_key = ZERO_KEY
+        self._static_static = None
 
     def _drop_pending(self) -> None:
         if self._pending is not None:

@@ -31,6 +31,7 @@ __all__ = ["Relay"]
 # Packets or datagrams moved before the other descriptors get their turn.
 _RUN = 128
 _RESOLVE_RETRY_S = 10.0
+_LOG_EVERY_ATTEMPTS = 12
 
 _log = logging.getLogger("culvert")
 
@@ -132,8 +133,8 @@ class Relay:
         try:
             self.apply(update)
         except RequestError as error:
-            port = f"ListenPort {config.listen_port or 'any'}"
-            raise CulvertError(f"{port}: {error}") from None
+            wanted = f"ListenPort {config.listen_port or 'any'}, FwMark {config.fwmark:#x}"
+            raise CulvertError(f"{wanted}: {error}") from None
         self._configured_endpoints = {
             peer.public_key: peer.endpoint or peer.endpoint_name for peer in config.peers
         }
@@ -210,7 +211,9 @@ class Relay:
         if event.kind is EventKind.HANDSHAKE_COMPLETED:
             _log.info("handshake completed with peer %s at %s", peer, event.endpoint)
         elif event.kind is EventKind.HANDSHAKE_RETRIED:
-            _log.info("handshake with peer %s: %d not answered, trying again", peer, event.attempts)
+            # The first one, and then about one a minute: many dead peers must not fill a disk.
+            if event.attempts % _LOG_EVERY_ATTEMPTS == 1:
+                _log.info("handshake with peer %s not answered (%d), trying again", peer, event.attempts)
             self._on_silence(event)
         elif event.kind is EventKind.HANDSHAKE_GAVE_UP:
             _log.warning("handshake with peer %s given up until there is traffic for it", peer)

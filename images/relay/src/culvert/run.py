@@ -73,10 +73,11 @@ def run(options: RunOptions) -> int:
         loop.run()
         relay.close()
     finally:
-        control.close()
-        # After a change of user the directory may not be ours: the next start removes a stale socket.
+        # First the name, then the socket: the other way round, a successor's name could be removed. After
+        # a change of user the directory may not be ours; then the next start removes what is left.
         with contextlib.suppress(OSError):
             os.unlink(socket_path(options.name, options.socket_directory))
+        control.close()
     return 0
 
 

@@ -17,6 +17,7 @@ from itertools import count
 __all__ = ["Timer", "TimerQueue", "Timers"]
 
 _NEVER = float("inf")
+_COMPACT_ABOVE = 64
 
 
 class Timer(IntEnum):
@@ -32,6 +33,10 @@ class Timer(IntEnum):
     "Data came in and nothing has gone out."
     PERSISTENT = 4
     "The interval an operator asked for."
+
+
+def _ignore(timer: Timer, now: float) -> None:
+    """The handler of timers that are closed."""
 
 
 class Timers:
@@ -57,13 +62,19 @@ class Timers:
     def pending(self, timer: Timer) -> bool:
         return self._deadlines[timer] != _NEVER
 
-    def cancel_all(self) -> None:
+    def close(self) -> None:
+        """No timer fires any more, and nothing here refers to the handler's owner."""
         self._deadlines = [_NEVER] * len(Timer)
         self._scheduled_s = _NEVER
+        self._handler = _ignore
+
+    def is_scheduled(self, deadline_s: float) -> bool:
+        """Whether a heap entry of that deadline is the one that counts; all others are leftovers."""
+        return deadline_s == self._scheduled_s
 
     def fire(self, scheduled_s: float, now: float) -> None:
         """A heap entry of ours is due: handle what has passed, and come back for the rest."""
-        if scheduled_s != self._scheduled_s:
+        if not self.is_scheduled(scheduled_s):
             return
         # Nothing is scheduled while handlers run, so that the deadlines they set are pushed at once.
         self._scheduled_s = _NEVER
@@ -80,13 +91,22 @@ class Timers:
 class TimerQueue:
     """All peers' timers, by the moment of the next one."""
 
-    __slots__ = ("_heap", "_order")
+    __slots__ = ("_heap", "_limit", "_order")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Timers]] = []
         self._order = count()
+        self._limit = _COMPACT_ABOVE
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
     def push(self, deadline_s: float, timers: Timers) -> None:
+        if len(self._heap) >= self._limit:
+            # Peers that come and go leave entries behind: clear them away before they are the most of it.
+            self._heap = [entry for entry in self._heap if entry[2].is_scheduled(entry[0])]
+            heapq.heapify(self._heap)
+            self._limit = max(_COMPACT_ABOVE, 2 * len(self._heap))
         heapq.heappush(self._heap, (deadline_s, next(self._order), timers))
 
     def next(self) -> float | None:
