@@ -69,12 +69,14 @@ class Settings:
     """A whole configuration, in the dialect that ``wg setconf`` and the relay both read."""
 
     private_key: str
-    listen_port: int = PORT
+    listen_port: int = PORT  # 0: any
     fwmark: int = 0
     peers: list[Peer] = field(default_factory=list)
 
     def text(self) -> str:
-        lines = ["[Interface]", f"PrivateKey = {self.private_key}", f"ListenPort = {self.listen_port}"]
+        lines = ["[Interface]", f"PrivateKey = {self.private_key}"]
+        if self.listen_port:
+            lines.append(f"ListenPort = {self.listen_port}")
         if self.fwmark:
             lines.append(f"FwMark = {self.fwmark:#x}")
         return "\n".join([*lines, "", *(peer.text() for peer in self.peers)])
@@ -122,11 +124,17 @@ class Endpoint(abc.ABC):
             self.host.ip("tuntap", "add", "dev", self.device, "mode", "tun")
             self.set_up_device()
         self.process = self._launch()
-        self._await(
-            lambda: _listens(self.host, self.settings.listen_port), f"UDP port {self.settings.listen_port}"
-        )
+        self._await(self.listens, f"UDP port {self.settings.listen_port or 'of its choice'}")
         if not self.persistent:
             self.set_up_device()
+
+    def listens(self) -> bool:
+        """Whether a UDP socket of the host (IPv4 or IPv6) is bound to the port of the settings, or to any."""
+        rows = "".join(self.host.path(f"/proc/net/{table}").read_text() for table in ("udp", "udp6"))
+        ports = {
+            int(row.split()[1].rpartition(":")[2], 16) for row in rows.splitlines() if "local" not in row
+        }
+        return self.settings.listen_port in ports if self.settings.listen_port else bool(ports)
 
     def set_up_device(self) -> None:
         """Set MTU and addresses and bring the device up."""
@@ -235,9 +243,3 @@ class Culvert(Endpoint):
 
 
 KINDS: dict[str, type[Endpoint]] = {kind.kind: kind for kind in (WireGuardGo, Culvert)}
-
-
-def _listens(host: Host, port: int) -> bool:
-    """Whether some UDP socket of the host is bound to ``port`` (IPv4 or IPv6)."""
-    rows = "".join(host.path(f"/proc/net/{table}").read_text() for table in ("udp", "udp6"))
-    return any(row.split()[1].endswith(f":{port:04X}") for row in rows.splitlines() if ":" in row.split()[0])

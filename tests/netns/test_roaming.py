@@ -14,8 +14,8 @@ import time
 
 import pytest
 
-from tests.netns.endpoints import Endpoint
-from tests.netns.lab import Lab, eventually
+from tests.netns.endpoints import PORT, Endpoint
+from tests.netns.lab import Lab, await_output, eventually
 from tests.netns.topology import OUTER, PAIRS, Path, behind_nat, direct_hosts, make_tunnel, path_hosts
 from tests.netns.transfer import MEGABYTE, Transfer
 
@@ -105,8 +105,37 @@ def test_a_nat_entry_that_expired_is_replaced_by_the_next_keepalive(lab: Lab, pa
     )
     eventually(
         lambda: tunnel.server.endpoint_of(tunnel.client_key.public) != seen,
-        keepalive_s + 1,
+        keepalive_s - 2 * NAT_ENTRY_S + 1,
         "keepalive through a new NAT entry",
     )
     assert tunnel.server.endpoint_of(tunnel.client_key.public).startswith(f"{path.nat_outside}:")
     assert path.server.ping(tunnel.client_addresses[4]).received == 3
+
+
+def test_a_source_port_that_a_nat_swallows_is_given_up(lab: Lab) -> None:
+    """What a dead NAT entry does to a flow; a relay whose port nobody chose takes another one."""
+    path = path_hosts(lab)
+    tunnel = behind_nat(("relay", "go"), path, keepalive_s=0)
+    tunnel.client.settings.listen_port = 0
+    tunnel.start()
+    port = tunnel.client.wg("show", tunnel.client.device, "listen-port").strip()
+    path.nat.iptables(f"-I FORWARD -p udp --sport {port} -j DROP")
+    ping = path.client.spawn(["ping", "-n", "-i", "0.5", tunnel.server_addresses[4]], "ping")
+    await_output(ping, "bytes from", 30)
+    assert tunnel.client.wg("show", tunnel.client.device, "listen-port").strip() != port
+    blocked = path.nat.iptables("-nvxL FORWARD").split("DROP", 1)[0].split()[-2]
+    assert int(blocked) >= 2, "it was tried with the old port first"
+
+
+def test_a_name_is_resolved_again_when_nobody_answers(lab: Lab) -> None:
+    client, server = direct_hosts(lab)
+    names = client.directory / "hosts"
+    names.write_text("198.51.100.99 vpn.example.test\n")
+    client.run(["mount", "--bind", str(names), "/etc/hosts"])  # in the host's own mount namespace
+    tunnel = make_tunnel(("relay", "go"), client, server, "vpn.example.test").start()
+    assert client.ping(tunnel.server_addresses[4], count=1, wait_s=1).received == 0
+    assert tunnel.client.endpoint_of(tunnel.server_key.public) == f"198.51.100.99:{PORT}"
+    names.write_text("198.51.100.1 vpn.example.test\n")
+    ping = client.spawn(["ping", "-n", "-i", "0.5", tunnel.server_addresses[4]], "ping")
+    await_output(ping, "bytes from", 25)
+    assert tunnel.client.endpoint_of(tunnel.server_key.public) == f"198.51.100.1:{PORT}"

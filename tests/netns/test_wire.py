@@ -18,7 +18,7 @@ import struct
 
 import pytest
 
-from tests.netns.endpoints import PORT
+from tests.netns.endpoints import DEVICE, PORT
 from tests.netns.lab import Lab
 from tests.netns.pcap import ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMPV6, UDP, Capture, Packet
 from tests.netns.topology import OUTER, PAIRS, bracketed, direct_hosts, make_tunnel
@@ -104,3 +104,46 @@ def test_the_capture_would_show_the_marker(lab: Lab) -> None:
     assert any(MARKER.encode() in packet.frame for packet in capture.packets)
     assert any(packet.echo and MARKER.encode()[:16] in packet.frame for packet in capture.packets)
     assert not all(is_neighbourhood(packet) or packet.protocol == UDP for packet in capture.packets)
+
+
+RELAY_SENDS = [pair for pair in PAIRS if pair[0] == "relay"]
+RELAY_RECEIVES = [pair for pair in PAIRS if pair[1] == "relay"]
+NOT_ECT, ECT_1, ECT_0, CE = range(4)  # RFC 3168, section 5
+DSCP_OF_CALLS = 46 << 2
+
+
+@pytest.mark.parametrize("inner", [4, 6], ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize("pair", RELAY_SENDS, ids="-to-".join)
+def test_the_outside_shows_the_congestion_bits_but_not_the_class(
+    lab: Lab, pair: tuple[str, str], inner: int
+) -> None:
+    """ECN works through the tunnel (RFC 6040); DSCP would tell an onlooker what is carried."""
+    client, server = direct_hosts(lab, offloads=False)
+    tunnel = make_tunnel(pair, client, server, OUTER[4][0]).start()
+    assert client.ping(tunnel.server_addresses[inner], count=1).received == 1
+    for bits in (NOT_ECT, ECT_1, ECT_0):
+        tos = ["-Q", str(DSCP_OF_CALLS | bits)]
+        outward = Capture(client, "eth0", f"udp and src host {OUTER[4][1]}")
+        with outward as outside, Capture(server, DEVICE) as inside:
+            assert client.ping(tunnel.server_addresses[inner], options=tos).received == 3
+        requests = [
+            packet.tos for packet in inside.packets if packet.echo and packet.destination.endswith("1")
+        ]
+        assert requests == [DSCP_OF_CALLS | bits] * 3, "inside, everything arrives as it was"
+        assert [packet.tos for packet in outside.packets] == [bits] * 3
+
+
+@pytest.mark.parametrize("pair", RELAY_RECEIVES, ids="-to-".join)
+def test_congestion_met_on_the_way_is_told_inside(lab: Lab, pair: tuple[str, str]) -> None:
+    client, server = direct_hosts(lab, offloads=False)
+    tunnel = make_tunnel(pair, client, server, OUTER[4][0]).start()
+    assert client.ping(tunnel.server_addresses[4], count=1).received == 1
+    server.iptables(f"-t mangle -A PREROUTING -p udp --dport {PORT} -j TOS --set-tos {CE:#x}/{CE:#x}")
+    for inner in (4, 6):
+        with Capture(server, DEVICE) as inside:
+            tos = ["-Q", str(DSCP_OF_CALLS | ECT_0)]
+            assert client.ping(tunnel.server_addresses[inner], options=tos).received == 3
+        requests = [
+            packet.tos for packet in inside.packets if packet.echo and packet.destination.endswith("1")
+        ]
+        assert requests == [DSCP_OF_CALLS | CE] * 3

@@ -74,6 +74,13 @@ class Result:
     def msg(self) -> str:
         return str(self.values.get("msg", ""))
 
+    def assert_refused(self, option: str, words: list[str]) -> None:
+        """The module has failed, named the option, and said these words."""
+        assert self.failed, f"was not refused: {option} {words}"
+        assert self.values["option"] == option, self.msg
+        for word in [option, *words]:
+            assert word in self.msg
+
     def __getitem__(self, key: str) -> Any:
         if self.failed:
             raise AssertionError(f"the module failed: {self.values['msg']}")
@@ -154,7 +161,7 @@ class Host:
         return [PYTHON, "-m", f"ansible_collections.culvert.vpn.plugins.modules.{module}"]
 
     def module(
-        self, module: str, check: bool = False, wrap: tuple[str, ...] = (), path: str = "", **params: Any
+        self, module: str, check: bool = False, wrap: tuple[str, ...] = (), first: str = "", **params: Any
     ) -> Result:
         """Run a module with its parameters; ``wrap`` is a command to run it under, ``path`` comes first in
         PATH.
@@ -166,7 +173,7 @@ class Host:
             {
                 "PYTHONPATH": str(COLLECTIONS),
                 "PYTHONDONTWRITEBYTECODE": "1",
-                "PATH": f"{path}{os.pathsep if path else ''}{os.environ['PATH']}",
+                "PATH": f"{first}{os.pathsep if first else ''}{os.environ['PATH']}",
             },
         )
         text = done.stdout + done.stderr
