@@ -14,7 +14,7 @@ description:
   - Works out O(culvert.vpn.relay#role:main:relay_peers) of a client from the whole fleet.
 options:
   _input:
-    description: The fact C(culvert_identity) of every host of the fleet.
+    description: The fact C(relay_identity) of every host of the fleet.
     type: list
     elements: dict
     required: true
