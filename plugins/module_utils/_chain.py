@@ -37,7 +37,7 @@ _COMMANDS = {
     "-X", "--delete-chain", "-N", "--new-chain", "-P", "--policy", "-E", "--rename-chain", "-Z", "--zero",
     "-L", "--list", "-S", "--list-rules", "-C", "--check", "-t", "--table",
 }  # fmt: skip
-# The names that Docker gives to bridges of its own (libnetwork: docker0, docker_gwbridge, br-<12 digits of an id>).
+# The names that Docker gives to bridges of its own (libnetwork: docker0, docker_gwbridge, br-<id>).
 _DOCKER_BRIDGE = re.compile(
     r"(^| )(-[io]|--(in|out)-interface) (docker0|docker_gwbridge|br-[0-9a-f]{12})( |$)"
 )
@@ -250,8 +250,9 @@ def written_digest(rules: Iterable[str], bearer: str) -> str:
 def _in_place(jump: Jump, rules: tuple[str, ...], position: int) -> bool:
     """First or last, other owned chains' jumps apart: two that both want to be first must not fight.
 
-    Docker puts its rules before everybody's whenever it starts. They look at its own bridges only, or are the
-    operator's (DOCKER-USER), so they may stay there: a jump that moved back each time would never come to rest.
+    Docker puts its rules before everybody's whenever it starts. They look at its own bridges only, or are
+    the operator's (DOCKER-USER), so they may stay there: a jump that moved back each time would never come
+    to rest.
     """
     if jump.position == "first":
         return all(target_of(rule).startswith(OWN_PREFIX) or is_dockers(rule) for rule in rules[:position])
@@ -259,7 +260,7 @@ def _in_place(jump: Jump, rules: tuple[str, ...], position: int) -> bool:
 
 
 def is_dockers(rule: str) -> bool:
-    """Whether a built-in chain's rule is one that Docker writes: to a chain of its own, or about one of its bridges."""
+    """Whether a built-in chain's rule is Docker's: to a chain of its own, or about one of its bridges."""
     return target_of(rule).startswith("DOCKER") or _DOCKER_BRIDGE.search(rule) is not None
 
 

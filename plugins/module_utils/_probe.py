@@ -99,8 +99,8 @@ def reasons_of_target(
         reasons.append(f"the kernel refuses to send to {target.address}: {target.echo.refusal}")
     if not reasons and not reasons_of_device(device, relay):
         reasons.append(
-            f"{target.address} does not answer although the way to it is in order here: look at the other side, "
-            "whether it routes its answers into the tunnel, and whether a firewall drops ICMP"
+            f"{target.address} does not answer although the way to it is in order here: look at the other "
+            "side, whether it routes its answers into the tunnel, and whether a firewall drops ICMP"
         )
     return reasons
 
@@ -115,7 +115,7 @@ def _route_reasons(target: TargetFacts, device: DeviceFacts) -> list[str]:
         return [
             (
                 f"the route to {target.address} leaves through {route.device}, not through {device.name}: "
-                f"is the subnet of {device.name} right, and is {target.address} in no other network of this host?"
+                f"is the subnet of {device.name} right, and is {target.address} in no other network here?"
             )
         ]
     return []

@@ -33,7 +33,7 @@ MASK_ALL = 0xFFFFFFFF
 
 @dataclass(frozen=True, order=True)
 class Route:
-    """:ivar other: attributes that we never set, such as several next hops; with any of them it is foreign."""
+    """:ivar other: attributes that we never set, such as several next hops; with any it is foreign."""
 
     version: int
     destination: str

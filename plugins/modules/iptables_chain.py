@@ -77,8 +77,8 @@ options:
         required: true
       position:
         description:
-          - Where in that chain. Jumps to other owned chains do not count, nor do rules that Docker puts before
-            everybody's when it starts.
+          - Where in that chain. Jumps to other owned chains do not count, nor do rules that Docker puts
+            before everybody's when it starts.
         type: str
         choices: [first, last]
         default: first

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from pathlib import Path
@@ -23,8 +24,10 @@ class ControlSocket:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
-        # Closing alone would not wake the thread that waits in accept().
-        self._listener.shutdown(socket.SHUT_RDWR)
+        """Stop listening; the socket's file stays, as it does when a relay is killed. May be called again."""
+        with contextlib.suppress(OSError):
+            # Closing alone would not wake the thread that waits in accept().
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def _serve(self) -> None:
