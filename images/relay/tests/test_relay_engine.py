@@ -518,6 +518,26 @@ def test_under_load_a_handshake_needs_a_cookie(loaded: tuple[World, Host, Host])
     assert two.received == [packet]
 
 
+def test_under_load_a_proven_source_is_limited(loaded: tuple[World, Host, Host]) -> None:
+    """Even with a cookie, one address gets five handshakes at once and twenty a second, not more."""
+    world, one, two = loaded
+    peer = one.peer(two)
+    peer.initiate(world.now)
+    world.settle()
+    flood(world, two, world.hosts[2])
+    world.collect()
+    world.seen.clear()
+    for _ in range(10):
+        peer._sent_handshake_s = float("-inf")
+        two.peer(one)._answered_initiation_s = float("-inf")
+        peer.initiate(world.now)
+        initiation = world.collect()[0]
+        assert any(initiation.data[-16:])
+        world.deliver([initiation])
+    world.collect()
+    assert kinds([flight for flight in world.seen if flight.sender == two.endpoint]) == [RESPONSE] * 5
+
+
 def test_under_load_the_initiator_is_protected_too(world: World) -> None:
     """Cookies go to responders as well: the initiator may be the one under load."""
     one, two = world.pair()

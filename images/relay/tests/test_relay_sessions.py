@@ -348,6 +348,7 @@ def test_retries_every_five_seconds_with_jitter_then_gives_up(world: World) -> N
     assert len({round(gap, 1) for gap in gaps}) > 1
     assert len(one.events_of(EventKind.HANDSHAKE_GAVE_UP)) == 1
     assert one.peer(two).staged == 0
+    assert one.device._context.handshakes == {}
     # Each attempt is a handshake of its own: no ephemeral key is used twice.
     assert len({flight.data[8:40] for flight in sent(world, one, INITIATION)}) == 19
 
