@@ -621,6 +621,7 @@ class Command:
                 env=environment,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                extra_groups=[4, 27] if os.geteuid() == 0 else None,
             )
 
     def wait_for(self, text: str) -> None:
