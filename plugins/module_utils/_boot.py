@@ -24,9 +24,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-# The last one is imported by others only when it is needed; here, so that it is copied to the host with the
-# rest.
-from . import _nft_leftovers  # noqa: F401
+from . import _nft_leftovers
 from ._chain import ChainSpec
 from ._chain_host import ChainBackend
 from ._core import Backend, HostError, Rehearsing, SpecError
@@ -37,6 +35,8 @@ from ._routing_spec import TableSpec
 from ._tun import TunSpec
 from ._tun_kernel import TunBackend
 
+# Loaded by others only when it is needed, but whoever copies this runner to a host has to copy it as well.
+LOADED_LATER = (_nft_leftovers,)
 # As long as a busy host takes to let go of the iptables lock, and then some.
 _COMMAND_TIMEOUT_S = 60
 
@@ -106,7 +106,7 @@ def apply_directory(directory: str, out: TextIO, err: TextIO) -> int:
         try:
             entries = read_document(path)
         except HostError as error:
-            print(f"{path}: {error}", file=err)
+            err.write(f"{path}: {error}\n")
             failures += 1
             continue
         for position, entry in enumerate(entries):
@@ -116,22 +116,22 @@ def apply_directory(directory: str, out: TextIO, err: TextIO) -> int:
             try:
                 changes = apply_entry(entry)
             except (SpecError, HostError) as error:
-                print(f"{where}: {error}", file=err)
+                err.write(f"{where}: {error}\n")
                 failures += 1
             except Exception as error:
-                print(f"{where}: {type(error).__name__}: {error}", file=err)
+                err.write(f"{where}: {type(error).__name__}: {error}\n")
                 failures += 1
             else:
-                print(f"{where}: {changes} changes", file=out)
+                out.write(f"{where}: {changes} changes\n")
     return failures
 
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not os.path.isdir(arguments[0]):
-        print("usage: python3 -m culvert_host._boot DIRECTORY", file=sys.stderr)
+        sys.stderr.write("usage: python3 -m culvert_host._boot DIRECTORY\n")
         return 2
     return 1 if apply_directory(arguments[0], sys.stdout, sys.stderr) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

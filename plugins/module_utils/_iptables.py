@@ -102,7 +102,7 @@ def parse_save(text: str) -> Tables:
             chain, policy = line[1:].split()[:2]
             policies[chain] = policy
         elif line.startswith("-A "):
-            _, chain, rule = (line + " ").split(" ", 2)
+            _append, chain, rule = (line + " ").split(" ", 2)
             rules.setdefault(chain, []).append(rule.strip())
         elif line.strip() == "COMMIT":
             tables[name] = Table(policies, {chain: tuple(lines) for chain, lines in rules.items()})

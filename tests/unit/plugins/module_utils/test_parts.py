@@ -55,7 +55,7 @@ def test_the_public_key_of_rfc_7748() -> None:
 
 
 def test_generated_keys_are_clamped_and_differ() -> None:
-    keys = [_x25519.generate_private_key() for _ in range(50)]
+    keys = [_x25519.generate_private_key() for _number in range(50)]
     assert len(set(keys)) == 50
     assert all(key[0] & 7 == 0 and key[31] & 0xC0 == 0x40 for key in keys)
 

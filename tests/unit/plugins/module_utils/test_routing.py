@@ -51,7 +51,7 @@ def changes(found: RoutingState, check_mode: bool = False, **params: Any) -> lis
 
 def test_from_nothing_and_nothing_more() -> None:
     made = changes(BLANK)
-    assert [action for action, _ in made] == ["register", *["set_route"] * 2, *["add_rule"] * 4]
+    assert [action for action, _data in made] == ["register", *["set_route"] * 2, *["add_rule"] * 4]
     assert {data for _action, data in made if data} == {*ROUTES, *RULES}
     assert changes(DEPLOYED) == []
 
@@ -60,11 +60,13 @@ def test_exceptions_come_first_and_go_last() -> None:
     added = [rule.priority for action, rule in changes(BLANK) if action == "add_rule" and rule.version == 4]
     assert added == [31820, 31821]
     removed = changes(DEPLOYED, state="absent")
-    assert [rule.priority for action, rule in removed if action == "remove_rule" and rule.version == 4] == [
-        31821,
-        31820,
+    rules = [rule for action, rule in removed if action == "remove_rule"]
+    assert [rule.priority for rule in rules if rule.version == 4] == [31821, 31820]
+    assert [action for action, _data in removed] == [
+        *["remove_rule"] * 4,
+        *["remove_route"] * 2,
+        "unregister",
     ]
-    assert [action for action, _ in removed] == [*["remove_rule"] * 4, *["remove_route"] * 2, "unregister"]
 
 
 @pytest.mark.parametrize(
@@ -87,9 +89,8 @@ def test_a_rule_that_is_there_twice_goes_once() -> None:
 def test_rules_of_others_are_not_looked_at() -> None:
     others = (MAIN, Rule(4, 31819, 77, protocol=PROTOCOL), Rule(4, 31836, 77, protocol=PROTOCOL))
     assert changes(replace(DEPLOYED, rules=(*RULES, *others))) == []
-    assert all(
-        rule not in others for _, rule in changes(replace(DEPLOYED, rules=(*RULES, *others)), state="absent")
-    )
+    removed = changes(replace(DEPLOYED, rules=(*RULES, *others)), state="absent")
+    assert all(rule not in others for _action, rule in removed)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_routes_that_are_not_wished_go() -> None:
 
 def test_another_id_moves_everything() -> None:
     moved = changes(replace(DEPLOYED, routes={51820: ROUTES, 51821: ()}), id=51821)
-    assert [action for action, _ in moved].count("set_route") == 2
+    assert [action for action, _data in moved].count("set_route") == 2
     assert [data for action, data in moved if action == "remove_route"] == list(ROUTES)
     assert all(rule.table == 51820 for action, rule in moved if action == "remove_rule")
 
@@ -163,7 +164,7 @@ def test_in_check_mode_a_missing_device_is_a_warning() -> None:
 def test_a_host_without_ipv6_gets_the_ipv4_half_of_rules_for_both() -> None:
     state = replace(BLANK, ipv6_disabled="net.ipv6.conf.all.disable_ipv6 is 1")
     made = changes(state, routes=PARAMS["routes"][:1])
-    assert {data for _, data in made if isinstance(data, Rule)} == set(RULES[:2])
+    assert {data for _action, data in made if isinstance(data, Rule)} == set(RULES[:2])
     with pytest.raises(SpecError, match=r"rules\[0\].family"):
         changes(state, routes=[], rules=[{"family": "ipv6"}])
     with pytest.raises(SpecError, match=r"rules\[0\].family"):

@@ -60,7 +60,7 @@ def test_going_down_drops_ipv6_addresses_unless_the_kernel_keeps_them() -> None:
 
 def test_queues_are_fixed_at_creation() -> None:
     many = {**SAME, "multi_queue": True}
-    assert [action for action, _ in steps(many, THERE)][:2] == ["delete", "create"]
+    assert [action for action, _data in steps(many, THERE)][:2] == ["delete", "create"]
     with pytest.raises(SpecError) as refused:
         steps(many, replace(THERE, attached=True))
     assert refused.value.option == "multi_queue"
