@@ -17,7 +17,7 @@ LONGEST = "test_a_session_is_replaced_after_two_minutes_without_loss"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is here, and begin with the test that mostly waits, so that it overlaps with others (``-n 2``)."""
+    """Mark what is here, and begin with the test that mostly waits: others run beside it (``-n 2``)."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.netns)

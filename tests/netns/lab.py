@@ -294,6 +294,15 @@ class Host:
         _command(["ip", "netns", "del", self.namespace])
 
 
+def unanswered(ping_output: str) -> list[int]:
+    """The sequence numbers that a finished ``ping`` has no reply for, up to the last one that it has.
+
+    What is missing at the very end says nothing: with short intervals ping hardly waits for the last replies.
+    """
+    seen = {int(number) for number in re.findall(r"bytes from .* icmp_seq=(\d+)", ping_output)}
+    return sorted(set(range(1, max(seen, default=0))) - seen)
+
+
 def await_output(process: Process, text: str, timeout_s: float = 5.0) -> None:
     """Wait until a process has written ``text``; raises LabError with its output when it does not."""
     eventually(

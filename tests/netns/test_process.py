@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.endpoints import DEVICE, PORT, Culvert, Key, Peer
-from tests.netns.lab import Lab, eventually
+from tests.netns.lab import Lab, eventually, unanswered
 from tests.netns.topology import OUTER, PAIRS, Tunnel, direct_hosts, make_tunnel
 from tests.netns.transfer import MEGABYTE, transfer
 
@@ -153,7 +153,8 @@ def test_hangup_reloads_the_file_by_difference(lab: Lab) -> None:
     eventually(lambda: f"{path}:{bad_line}" in process.output(), 3, "the line that is wrong, in the log")
     assert relay.wg("showconf", DEVICE) == before, "a bad file changes nothing"
     ping.wait(10)
-    assert "100 received" in ping.output(), ping.output()[-300:]
+    assert unanswered(ping.output()) == []
+    assert ping.output().count("bytes from") >= 90, ping.output()[-300:]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.netns.endpoints import DEVICE, KINDS, Culvert, Endpoint, Key, Peer, Settings, preshared_key
-from tests.netns.lab import Lab, await_output
+from tests.netns.lab import Lab, await_output, unanswered
 from tests.netns.services import PYTHON
 from tests.netns.topology import OUTER, PAIRS, direct_hosts, make_tunnel
 from tests.netns.transfer import MEGABYTE, transfer
@@ -227,8 +227,8 @@ def test_changes_keep_the_session_of_the_peer(lab: Lab, pair: tuple[str, str]) -
     assert CAROL.public in end.shown("allowed-ips")
     end.wg("set", DEVICE, "listen-port", "51999")
     ping.wait(10)
-    lost = 150 - ping.output().count("bytes from")
-    assert lost <= 1, f"{lost} lost while the port changed; {ping.output()[-200:]}"
+    assert len(unanswered(ping.output())) <= 1, "one may be on its way while the port changes"
+    assert ping.output().count("bytes from") >= 140, ping.output()[-200:]
     assert client.ping(addresses[6]).received == 3, "syncconf brought the allowed IPs back"
     assert tunnel.server.endpoint_of(tunnel.client_key.public) == f"{OUTER[4][1]}:51999"
     assert end.handshake_s(tunnel.server_key.public) == handshake_s

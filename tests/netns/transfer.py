@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +18,12 @@ _ports = itertools.count(20_000)
 
 @dataclass(frozen=True)
 class Result:
-    """What one end of a transfer saw. ``retransmits`` counts TCP segments which that end sent again."""
+    """What one end of a transfer saw. ``lost`` counts the segments of that end which did not arrive."""
 
     bytes: int
     sha256: str
     seconds: float
-    retransmits: int
+    lost: int
 
 
 class Transfer:
@@ -43,10 +42,6 @@ class Transfer:
     ) -> None:
         """Send ``size_bytes`` to ``address`` of the receiver, at full speed or at ``rate_bytes_s``."""
         port = str(next(_ports))
-        if rate_bytes_s:
-            # No tail loss probes: then each retransmission counted means a packet that was lost, not one
-            # that was late because the machine was busy.
-            sender.sysctl("net.ipv4.tcp_early_retrans", 0)
         python = [sys.executable, "-I", "-S", SCRIPT]
         self._receiver: Process = receiver.spawn([*python, "receive", address, port], "receive")
         eventually(lambda: "listening" in self._receiver.output(), 10, f"receiver on {receiver.label}")

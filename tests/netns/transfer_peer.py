@@ -5,7 +5,7 @@
     transfer_peer.py receive ADDRESS PORT
     transfer_peer.py send ADDRESS PORT BYTES SEED [--marker TEXT] [--rate BYTES_PER_S]
 
-Both print one line of JSON at the end: ``{"bytes": …, "sha256": …, "seconds": …, "retransmits": …}``. The
+Both print one line of JSON at the end: ``{"bytes": …, "sha256": …, "seconds": …, "lost": …}``. The
 stream is pseudo-random and depends on the seed alone; a marker is written over the start of every block.
 """
 
@@ -22,13 +22,17 @@ import time
 BLOCK_BYTES = 1 << 18
 STEP_S = 0.004
 STALL_S = 25  # no progress for so long is a failure
-TCPI_TOTAL_RETRANS_OFFSET = 100  # struct tcp_info of linux/tcp.h: 8 bytes of flags, then 32-bit fields
+TCPI_TOTAL_RETRANS, TCPI_DSACK_DUPS = 100, 216  # offsets in struct tcp_info of linux/tcp.h
 
 
-def retransmits(connection: socket.socket) -> int:
-    """How many segments this end of a connection has sent again."""
-    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-    return int(struct.unpack_from("=I", info, TCPI_TOTAL_RETRANS_OFFSET)[0])
+def lost(connection: socket.socket) -> int:
+    """How many segments of this end were lost: sent again, less those which the other end then had twice.
+
+    Having one twice (RFC 2883) means that the first was late, on a busy machine, and not lost.
+    """
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 224)
+    again, twice = (struct.unpack_from("=I", info, at)[0] for at in (TCPI_TOTAL_RETRANS, TCPI_DSACK_DUPS))
+    return max(0, int(again) - int(twice))
 
 
 def send(
@@ -50,8 +54,8 @@ def send(
                 time.sleep(max(0.0, start + sent / rate - time.monotonic()))
         connection.shutdown(socket.SHUT_WR)
         connection.recv(1)
-        seconds, again = time.monotonic() - start, retransmits(connection)
-    return {"bytes": sent, "sha256": digest.hexdigest(), "seconds": seconds, "retransmits": again}
+        seconds, missing = time.monotonic() - start, lost(connection)
+    return {"bytes": sent, "sha256": digest.hexdigest(), "seconds": seconds, "lost": missing}
 
 
 def receive(address: str, port: int) -> dict[str, object]:
@@ -71,8 +75,8 @@ def receive(address: str, port: int) -> dict[str, object]:
         while count := connection.recv_into(buffer):
             digest.update(memoryview(buffer)[:count])
             received += count
-        seconds, again = time.monotonic() - start, retransmits(connection)
-    return {"bytes": received, "sha256": digest.hexdigest(), "seconds": seconds, "retransmits": again}
+        seconds, missing = time.monotonic() - start, lost(connection)
+    return {"bytes": received, "sha256": digest.hexdigest(), "seconds": seconds, "lost": missing}
 
 
 def main() -> None:
