@@ -2,20 +2,25 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Builds culvert/host:RELEASE, the simulated host of the demo and of Molecule. Does nothing while its source, of which
-# the image carries a hash, is the same.
+# Builds culvert/host:TAG, the simulated host of the demo and of Molecule. Does nothing while its source, of which the
+# image carries a hash, is the same.
 #
-#   host_image.sh trixie|bookworm
+#   host_image.sh trixie|bookworm|blank      blank is a trixie on which nothing is installed that the roles install
 . "$(dirname "$0")/lib.sh"
 
-release=${1:?usage: host_image.sh trixie|bookworm}
-only_one "host-image-$release"
+tag=${1:?usage: host_image.sh trixie|bookworm|blank}
+only_one "host-image-$tag"
 
-image=culvert/host:$release
+image=culvert/host:$tag
+case $tag in
+    blank) release=trixie prepared=no ;;
+    *) release=$tag prepared=yes ;;
+esac
 source=$(find images/host -type f ! -path '*/__pycache__/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-64)
 
 build() {
     docker build --label io.culvert.image=host --build-arg "BASE=debian:$release-slim" --build-arg "SOURCE=$source" \
+        --build-arg "PREPARED=$prepared" \
         --tag "$image" images/host
 }
 

@@ -23,4 +23,8 @@ if [[ $1 != tools ]]; then
     tools/relay_image.sh
     tools/host_image.sh trixie
 fi
+if [[ $1 == test ]]; then
+    tools/host_image.sh bookworm
+    tools/host_image.sh blank
+fi
 ((SECONDS - started < 3)) || say "Set-up finished in $((SECONDS - started)) s"

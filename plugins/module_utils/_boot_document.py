@@ -106,8 +106,8 @@ class BootDocument:
         self._systemd = os.path.isdir("/run/systemd/system")
         if self.present and not self._systemd:
             self.warnings.append(
-                f"this host does not run systemd: {self.path} is written, but after a reboot you have to apply it "
-                f"yourself (PYTHONPATH={LIBRARY} {sys.executable} -m {PACKAGE}._boot {BOOT_D})"
+                f"this host does not run systemd: {self.path} is written, but to be applied by yourself after a "
+                f"reboot (PYTHONPATH={LIBRARY} {sys.executable} -m {PACKAGE}._boot {BOOT_D})"
             )
 
     def _wanted_files(self) -> dict[str, str]:
