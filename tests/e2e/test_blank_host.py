@@ -1,6 +1,6 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A host on which nothing is installed: the roles bring packages and the container engine from the distribution."""
+"""A host on which nothing is installed: the roles bring packages and the container engine themselves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def shell(script: str) -> str:
 
 @pytest.fixture(scope="module")
 def inventory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The inventory of a blank host. It is on Docker's own network, from where it reaches the distribution."""
+    """The inventory of a blank host, on Docker's own network, from where it reaches the distribution."""
     path = tmp_path_factory.mktemp("blank") / "hosts.yml"
     path.write_text(INVENTORY)
     subprocess.run(["docker", "rm", "--force", "--volumes", CONTAINER], capture_output=True, check=False)
