@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culvert.allowedips import AllowedIPs
+from culvert.allowedips import AllowedIPs, Network
 from culvert.batch import padding
 from culvert.constants import REJECT_AFTER_MESSAGES, REPLAY_WINDOW_BITS
 from culvert.cookie import MacChecker, MacStamper
@@ -79,26 +79,26 @@ changes = st.lists(
 
 @given(changes, st.lists(st.integers(0, 2**32 - 1), max_size=10))
 def test_allowed_ips_against_a_linear_search(
-    steps: list[tuple[str, object, str]], addresses: list[int]
+    steps: list[tuple[str, Network, str]], addresses: list[int]
 ) -> None:
     table: AllowedIPs[str] = AllowedIPs()
-    model: dict[object, str] = {}
+    model: dict[Network, str] = {}
     for step, network, owner in steps:
         if step == "insert":
-            table.insert(network, owner)  # type: ignore[arg-type]
+            table.insert(network, owner)
             model[network] = owner
         elif step == "remove":
-            table.remove(network, owner)  # type: ignore[arg-type]
+            table.remove(network, owner)
             if model.get(network) == owner:
                 del model[network]
         else:
             table.remove_owner(owner)
             model = {key: value for key, value in model.items() if value != owner}
         probes = [ip_address(number) for number in addresses]
-        probes += [key.network_address for key in model] + [key.broadcast_address for key in model]  # type: ignore[attr-defined]
+        probes += [key.network_address for key in model] + [key.broadcast_address for key in model]
         for address in probes:
             best = max(
-                (key for key in model if key.version == address.version and address in key),  # type: ignore[attr-defined,operator]
+                (key for key in model if key.version == address.version and address in key),
                 key=lambda key: key.prefixlen,
                 default=None,
             )

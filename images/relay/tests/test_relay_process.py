@@ -168,12 +168,17 @@ def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, timeout=10)
 
 
-def exchange(tun: Tun, send: Callable[[bytes], None], received: Callable[[], bytes]) -> None:
+def exchange(tun: Tun, send: Callable[[bytes], object], received: Callable[[], bytes]) -> None:
     """One body for both twins: what the host sends is read, what is written the host gets."""
     assert [packet for packet in tun.read(10) if packet[0] >> 4 == 4] == []
     send(b"outwards")
     packets: list[bytes] = []
-    until(lambda: bool(packets.extend(packet for packet in tun.read(10) if packet[0] >> 4 == 4) or packets))
+
+    def some() -> bool:
+        packets.extend(packet for packet in tun.read(10) if packet[0] >> 4 == 4)
+        return bool(packets)
+
+    until(some)
     assert [packet[28:] for packet in packets] == [b"outwards"]
     tun.write([b"junk", udp_packet("10.86.77.2", "10.86.77.1", b"inwards")])
     assert received() == b"inwards"
@@ -219,7 +224,7 @@ def test_linux_tun_is_a_tun(existing: str) -> None:
             sock.bind(("10.86.77.1", 2000))
             exchange(
                 tun,
-                lambda payload: sock.sendto(payload, ("10.86.77.2", 1000)) and None,
+                lambda payload: sock.sendto(payload, ("10.86.77.2", 1000)),
                 lambda: sock.recv(100),
             )
         ip("link", "set", "cvtun0", "down")

@@ -324,8 +324,9 @@ def test_a_persistent_keepalive_makes_a_session_by_itself(world: World) -> None:
     world.settle()
     assert one.peer(two).keypairs.current is not None
     world.advance(400)
-    assert two.peer(one).keypairs.current is not None
-    assert two.peer(one).keypairs.current.usable(world.now)
+    current = two.peer(one).keypairs.current
+    assert current is not None
+    assert current.usable(world.now)
 
 
 # --- Retries, giving up, forgetting

@@ -24,6 +24,9 @@ __all__ = ["Loop"]
 # Connections to the control socket at one time; the oldest is closed for a new one.
 _MAX_CLIENTS = 32
 
+_Handler = Callable[[int, int], None]
+"""Called with the descriptor and the events on it."""
+
 _log = logging.getLogger("culvert")
 
 
@@ -72,7 +75,7 @@ class Loop:
             self._selector.register(key.fd, key.events, key.data)
         old.close()
 
-    def _register(self, fileno: int, handler: Callable[[int], None]) -> None:
+    def _register(self, fileno: int, handler: _Handler) -> None:
         self._selector.register(fileno, selectors.EVENT_READ, handler)
 
     def transport_changed(self, old: Transport | None, new: Transport) -> None:
@@ -110,7 +113,7 @@ class Loop:
             relay.pump()
             while not self._stopping:
                 for key, events in self._selector.select(self._timeout_s(relay)):
-                    self._dispatch(key.fd, key.data, events)
+                    key.data(key.fd, events)
                 moment = relay.get_timer()
                 if moment is not None and moment <= self._clock():
                     relay.handle_timer()
@@ -123,31 +126,22 @@ class Loop:
         moment = relay.get_timer()
         return None if moment is None else max(0.0, moment - self._clock())
 
-    def _dispatch(self, fd: int, handler: Callable[[int], None], events: int) -> None:
-        client = self._clients.get(fd)
-        if client is None:
-            handler(fd)
-        elif events & selectors.EVENT_READ:
-            self._after_client(client, client.on_readable())
-        else:
-            self._after_client(client, client.on_writable())
-
-    def _on_tun(self, fd: int) -> None:
+    def _on_tun(self, fd: int, events: int) -> None:
         if self._relay is not None:
             self._relay.on_tun_readable()
 
-    def _on_transport(self, fd: int) -> None:
+    def _on_transport(self, fd: int, events: int) -> None:
         relay = self._relay
         # A descriptor reported before the transport was replaced in this very round is nobody's now.
         if relay is not None and relay.transport is not None and fd in relay.transport.filenos():
             relay.on_transport_readable(fd)
 
-    def _on_link(self, fd: int) -> None:
+    def _on_link(self, fd: int, events: int) -> None:
         if self._watch is not None and self._relay is not None:
             self._watch.drain()
             self._relay.on_link_changed()
 
-    def _on_wake(self, fd: int) -> None:
+    def _on_wake(self, fd: int, events: int) -> None:
         os.eventfd_read(self._wake_fd)
         while self._signals:
             if self._signals.pop(0) == signal.SIGHUP:
@@ -159,7 +153,7 @@ class Loop:
 
     # --- Control socket -------------------------------------------------------------------------------------
 
-    def _on_connection(self, fd: int) -> None:
+    def _on_connection(self, fd: int, events: int) -> None:
         if self._control is None or self._relay is None:
             return
         try:
@@ -170,7 +164,15 @@ class Loop:
         if len(self._clients) >= _MAX_CLIENTS:
             self._close_client(next(iter(self._clients.values())))
         self._clients[sock.fileno()] = ControlClient(sock, self._relay)
-        self._register(sock.fileno(), self._on_tun)
+        self._register(sock.fileno(), self._on_client)
+
+    def _on_client(self, fd: int, events: int) -> None:
+        client = self._clients.get(fd)
+        if client is None:
+            # Closed earlier in this very round, to make room for another.
+            return
+        readable = events & selectors.EVENT_READ
+        self._after_client(client, client.on_readable() if readable else client.on_writable())
 
     def _after_client(self, client: ControlClient, alive: bool) -> None:
         if not alive:
@@ -178,8 +180,7 @@ class Loop:
             return
         reading = selectors.EVENT_READ if client.wants_to_read else 0
         events = reading | (selectors.EVENT_WRITE if client.wants_to_write else 0)
-        handler = self._selector.get_key(client.socket).data
-        self._selector.modify(client.socket, events, handler)
+        self._selector.modify(client.socket, events, self._on_client)
 
     def _close_client(self, client: ControlClient) -> None:
         del self._clients[client.socket.fileno()]
