@@ -44,6 +44,7 @@ class RoutingBackend(PlainBackend):
         need_net_admin()
         self.spec = spec
         self._indexes: dict[str, int] = {}
+        self._unusual: dict[Rule, dict[str, Any]] = {}
 
     def blank(self) -> RoutingState:
         return RoutingState(registered=_rt_tables.read_all(), ipv6_disabled=ipv6_disabled())
@@ -59,11 +60,13 @@ class RoutingBackend(PlainBackend):
             rules = {version: list(ipr.get_rules(family=FAMILIES[version])) for version in versions}
         self._indexes = {link.get_attr("IFLA_IFNAME"): link["index"] for link in links}
         names = {index: name for name, index in self._indexes.items()}
+        pairs = [(_rule_of(message, version), message) for version in versions for message in rules[version]]
+        self._unusual = {rule: _unusual_arguments(message) for rule, message in pairs if rule.other}
         ids = table_ids(self.spec, registered)
         return RoutingState(
             registered=registered,
             routes=_routes_by_table(routes, ids, names),
-            rules=tuple(_rule_of(message, version) for version in versions for message in rules[version]),
+            rules=tuple(rule for rule, _message in pairs),
             devices={link.get_attr("IFLA_IFNAME"): _device_of(link) for link in links},
             addresses=frozenset(m.get_attr("IFA_LOCAL") or m.get_attr("IFA_ADDRESS") for m in addresses),
             ipv6_disabled=ipv6_disabled(),
@@ -130,8 +133,10 @@ class RoutingBackend(PlainBackend):
             ipr.rule("add", **_rule_arguments(change.data))
 
     def _remove_rule(self, change: Change) -> None:
+        # The kernel deletes the first rule that matches what is said: all of it has to be said.
+        arguments = {**_rule_arguments(change.data), **self._unusual.get(change.data, {})}
         with rtnetlink() as ipr, step(f"remove {change.item}", ignore=(errno.ENOENT, errno.ESRCH)):
-            ipr.rule("del", **_rule_arguments(change.data))
+            ipr.rule("del", **arguments)
 
     def report(self, observed: RoutingState) -> dict[str, Any]:
         own = observed.own_id(self.spec.name)
@@ -195,12 +200,7 @@ def _rule_of(message: Any, version: int) -> Rule:
     attributes = dict(message["attrs"])
     suppress = attributes.get("FRA_SUPPRESS_PREFIXLEN", MASK_ALL)
     leads = message["action"] == FR_ACT_TO_TBL
-    other = [
-        name
-        for name, value in sorted(attributes.items())
-        if name not in _RULE_ATTRIBUTES and not (name == "FRA_SUPPRESS_IFGROUP" and value == MASK_ALL)
-    ]
-    other += [f"tos {message['tos']}"] if message["tos"] else []
+    other = [f"{name} {value}" for name, value in sorted(_unusual_arguments(message).items())]
     return Rule(
         version=version,
         priority=attributes.get("FRA_PRIORITY", 0),
@@ -216,6 +216,16 @@ def _rule_of(message: Any, version: int) -> Rule:
         protocol=attributes.get("FRA_PROTOCOL", 0),
         other=" ".join(other),
     )
+
+
+def _unusual_arguments(message: Any) -> dict[str, Any]:
+    """What a rule has beyond the normal form, such as ports, a user range or a type of service."""
+    unusual = {
+        name: value
+        for name, value in message["attrs"]
+        if name not in _RULE_ATTRIBUTES and not (name == "FRA_SUPPRESS_IFGROUP" and value == MASK_ALL)
+    }
+    return {**unusual, "tos": message["tos"]} if message["tos"] else unusual
 
 
 def _route_arguments(route: Route, table_id: int, indexes: dict[str, int]) -> dict[str, Any]:

@@ -112,7 +112,10 @@ def test_changes_by_hand_are_put_right(routed: Host) -> None:
         ip rule del priority 31820
         ip rule add priority 100 table 51820
         ip -6 rule add priority 31825 table main protocol 51
-        ip rule add priority 31824 table 51820 ipproto tcp protocol 51
+        ip rule add priority 31824 table 51820 ipproto tcp dport 5-9 protocol 51
+        ip rule add priority 31824 table 51820 uidrange 5-9 protocol 51
+        ip rule add priority 31824 table 51820 tos 0x10 protocol 51
+        ip rule add priority 31824 table 51820 protocol 4
     """)
     assert routed.module("routing_table", **WISH).changed
     assert table(routed) == deployed
