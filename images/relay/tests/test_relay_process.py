@@ -604,6 +604,20 @@ def test_users() -> None:
 # ------------------------------------------------------------------------------------------
 
 
+_COMMANDS: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """A test that fails leaves nothing running."""
+    yield
+    while _COMMANDS:
+        process = _COMMANDS.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)
+
+
 class Command:
     """``culvert run`` in a network namespace of its own."""
 
@@ -628,6 +642,8 @@ class Command:
                 stdin=subprocess.DEVNULL,
                 extra_groups=[4, 27] if os.geteuid() == 0 else None,
             )
+
+        _COMMANDS.append(self.process)
 
     def wait_for(self, text: str) -> None:
         until(lambda: text in self.log.read_text() or self.process.poll() is not None)
