@@ -23,7 +23,7 @@ options:
 EXAMPLES = r"""
 - name: Refuse malformed prefixes
   ansible.builtin.assert:
-    that: ['10.0.0.0/8'] | culvert.vpn.network_problems | length == 0
+    that: prefixes | culvert.vpn.network_problems | length == 0
 """
 
 RETURN = r"""

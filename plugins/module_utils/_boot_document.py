@@ -106,8 +106,8 @@ class BootDocument:
         self._systemd = os.path.isdir("/run/systemd/system")
         if self.present and not self._systemd:
             self.warnings.append(
-                f"this host does not run systemd: {self.path} is written, but to be applied by yourself after a "
-                f"reboot (PYTHONPATH={LIBRARY} {sys.executable} -m {PACKAGE}._boot {BOOT_D})"
+                f"this host does not run systemd: {self.path} is there, but nobody applies it after a reboot "
+                f"(you can: PYTHONPATH={LIBRARY} {sys.executable} -m {PACKAGE}._boot {BOOT_D})"
             )
 
     def _wanted_files(self) -> dict[str, str]:
@@ -162,7 +162,8 @@ class BootDocument:
 
     def apply(self, change: Change) -> None:
         if change.action == "write":
-            write_text(*change.data, mode=0o644)
+            path, text = change.data
+            write_text(path, text, mode=0o644)
         elif change.action == "remove":
             remove_file(change.data)
         elif change.action == "remove_tree":

@@ -132,8 +132,8 @@ class SysctlSettings:
             else None
         )
         if observed.file_text != text:
-            step = ("write", (self._file, text)) if text else ("remove", self._file)
-            plan.append(Change(self._file, observed.file_text, text, *step))
+            action, data = ("write", (self._file, text)) if text else ("remove", self._file)
+            plan.append(Change(self._file, observed.file_text, text, action, data))
         if dropped:
             left = {**kept, **fresh}
             plan.append(
@@ -155,8 +155,8 @@ class SysctlSettings:
         for path, value in values.items():
             live = observed.live.get(path)
             if live is not None and path not in ours:
-                shown = (live, value) if live != value else (None, None)
-                plan.append(Change(path.replace("/", "."), *shown, "set", (path, value)))
+                before, after = (live, value) if live != value else (None, None)
+                plan.append(Change(path.replace("/", "."), before, after, "set", (path, value)))
         return plan
 
     def apply(self, change: Change) -> None:
@@ -170,9 +170,10 @@ class SysctlSettings:
             except OSError as error:
                 raise HostError(f"cannot set {change.item} to {value}: {error.strerror}") from error
         elif change.action == "write":
-            write_text(*change.data, mode=0o644)
+            path, text = change.data
+            write_text(path, text, mode=0o644)
         else:
             remove_file(change.data)
 
     def report(self, observed: Observed) -> dict[str, Any]:
-        return {"values": {path.replace("/", "."): value for path, value in observed.live.items()}}
+        return {"settings": {path.replace("/", "."): value for path, value in observed.live.items()}}

@@ -58,7 +58,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-values:
+settings:
   description: Live values of the settings, and of those that change along with them.
   returned: success
   type: dict
