@@ -4,6 +4,8 @@
 # Each command installs what it needs (tools/setup.sh) and can be run again at any time.
 
 ARGS ?=
+# Tests run side by side; those of whole deployments share one fleet and stay together (tests/e2e/conftest.py).
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test lint sanity image build setup deps-update clean
@@ -22,7 +24,7 @@ demo-down: ## remove the demo
 
 test: ## all tests; ARGS='tests/unit -k name' for some
 	@tools/setup.sh test
-	@tools/run.sh pytest $(ARGS)
+	@tools/run.sh pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: ## formatting, types, documentation, ansible-lint, ansible-test sanity
 	@tools/setup.sh tools

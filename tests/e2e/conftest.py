@@ -16,6 +16,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fleet import Fleet
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the end-to-end tests in one process, in their order; the others go on beside them."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("e2e"))
+
+
 @pytest.fixture(scope="session")
 def fleet() -> Iterator[Fleet]:
     assert os.geteuid() == 0, "the end-to-end tests make container hosts: run them as root"
