@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -164,6 +165,14 @@ def test_a_misplaced_key_is_in_no_message(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text)
     assert PRIVATE[:10] not in str(caught.value)
+
+
+def test_many_lines_of_allowed_ips_take_time_in_proportion() -> None:
+    lines = [f"AllowedIPs = 10.{n >> 8 & 255}.{n & 255}.{n >> 16}/32\n" for n in range(40_000)]
+    start = time.process_time()
+    (peer,) = parse(PEER + "".join(lines)).peers
+    assert time.process_time() - start < 1.5
+    assert len(peer.allowed_ips) == 40_000
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -315,7 +315,8 @@ def test_endpoints_read_as_they_are_written(text: str) -> None:
     "text",
     ["", ":", "198.51.100.1", "198.51.100.1:", "198.51.100.1:0", "198.51.100.1:65536", "198.51.100.1:-1",
      "2001:db8::1:51820", "[2001:db8::1]", "[2001:db8::1]51820", "[2001:db8::1", "host:1", "198.51.100.300:1",
-     "198.51.100.1:\uff11", "[fe80::1%nosuchdevice]:1"],
+     "198.51.100.1:\uff11", "[fe80::1%nosuchdevice]:1", "198.51.100.1:0000010000000",
+     "[fe80::1%4294967296]:1"],
 )  # fmt: skip
 def test_what_is_no_endpoint(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):

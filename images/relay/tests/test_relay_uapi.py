@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,52 @@ def test_update_only_remove_and_replace(relay: Relay) -> None:
     assert list(relay.device.peers()) == [peer]
     code(relay, "replace_peers=true", f"public_key={TWO}")
     assert [other.public_key.hex() for other in relay.device.peers()] == [TWO]
+
+
+def test_allowed_ips_are_done_in_the_order_of_the_lines(relay: Relay) -> None:
+    code(
+        relay,
+        f"public_key={ONE}",
+        "allowed_ip=10.0.0.0/8",
+        "allowed_ip=10.1.0.0/16",
+        "allowed_ip=-10.0.0.0/8",
+    )
+    peer = relay.device.peer(bytes.fromhex(ONE))
+    assert peer is not None
+    assert [str(network) for network in relay.device.allowed_ips(peer)] == ["10.1.0.0/16"]
+    code(relay, f"public_key={ONE}", "allowed_ip=-10.1.0.0/16", "allowed_ip=10.1.0.0/16")
+    assert [str(network) for network in relay.device.allowed_ips(peer)] == ["10.1.0.0/16"]
+    code(
+        relay,
+        f"public_key={ONE}",
+        "allowed_ip=10.3.0.0/16",
+        "replace_allowed_ips=true",
+        "allowed_ip=10.2.0.0/16",
+    )
+    assert [str(network) for network in relay.device.allowed_ips(peer)] == ["10.2.0.0/16"]
+
+
+def test_many_allowed_ips_take_time_in_proportion() -> None:
+    """Forty thousand prefixes: a second at most, where a time that grows as the square takes far longer."""
+    lines = [
+        f"allowed_ip=10.{number >> 8 & 255}.{number & 255}.{number >> 16}/32" for number in range(40_000)
+    ]
+    start = time.process_time()
+    (peer,) = parse_set([f"public_key={ONE}", *lines]).peers
+    assert time.process_time() - start < 1.5
+    assert len(peer.allowed_ips) == 40_000
+
+
+def test_more_peers_than_fit_are_refused_whole(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("device", "update"):
+        monkeypatch.setattr(f"culvert.{module}.MAX_PEERS", 2)
+    assert code(relay, f"public_key={ONE}") == 0
+    many = [f"public_key={number:064x}" for number in range(1, 3)]
+    assert code(relay, f"private_key={PRIVATE}", *many) == -errno.ENOMEM
+    assert relay.device.identity is None
+    assert len(list(relay.device.peers())) == 1
+    assert code(relay, "replace_peers=true", *many) == 0
+    assert code(relay, many[0], "remove=true", f"public_key={ONE}") == 0
 
 
 def test_our_own_key_as_a_peer_is_passed_over(relay: Relay) -> None:
@@ -237,6 +285,26 @@ def test_a_slow_reader_gets_it_all(relay: Relay) -> None:
     assert received.count(b"public_key=") == 2000
 
 
+def test_answers_that_nobody_reads_are_not_made(relay: Relay) -> None:
+    assert code(relay, *[f"public_key={number:064x}" for number in range(1000)]) == 0
+    size = len(ask(relay, "get=1"))
+    ours, client = connected(relay)
+    ours.setblocking(False)
+    asked = answered = 0
+    with contextlib.suppress(BlockingIOError):
+        while asked < 1000 and client.wants_to_read:
+            ours.sendall(b"get=1\n\n" * 50)
+            asked += 50
+            assert client.on_readable()
+    assert len(client._unsent) <= size
+    assert client.wants_to_write
+    # Once they are read, all that was asked is answered, in turn.
+    while answered < asked:
+        with contextlib.suppress(BlockingIOError):
+            answered += ours.recv(1 << 20).count(b"errno=0")
+        assert client.on_writable()
+
+
 def test_the_socket_is_its_owners_alone(tmp_path: Path) -> None:
     directory = str(tmp_path / "wireguard")
     sock = listen("wg9", directory)
@@ -261,7 +329,20 @@ NAMES = (
     "private_key listen_port fwmark replace_peers public_key remove update_only preshared_key endpoint "
     "persistent_keepalive_interval replace_allowed_ips allowed_ip protocol_version"
 )
-GOOD = ["true", "1", "0", "", PRIVATE, ONE, TWO, "10.0.0.0/8", "-10.0.0.0/8", "[fe80::1%1]:3", "1.2.3.4:5"]
+GOOD = [
+    "true",
+    "1",
+    "0",
+    "",
+    PRIVATE,
+    ONE,
+    TWO,
+    "10.0.0.0/8",
+    "-10.0.0.0/8",
+    "[fe80::1%1]:3",
+    "1.2.3.4:5",
+    "1.2.3.4:0000010000000",
+]
 keys = st.sampled_from(NAMES.split())
 values = st.one_of(st.sampled_from(GOOD), st.text(max_size=20))
 request_lines = st.lists(st.one_of(st.tuples(keys, values).map("=".join), st.text(max_size=20)), max_size=12)

@@ -229,7 +229,10 @@ class _Parser:
             result = read(value) if read is not None else self._read_key_file(value)
         except ValueError as error:
             raise self._error(number, f"{label}: {error}") from None
-        section.values[key] = section.values.get(key, ()) + result if key in _REPEATABLE else result
+        if key in _REPEATABLE:
+            section.values.setdefault(key, []).extend(result)
+        else:
+            section.values[key] = result
         section.lines[key] = number
 
     @staticmethod

@@ -28,6 +28,10 @@ _BACKLOG = 128
 _log = logging.getLogger("culvert")
 
 
+class _HangUp(Exception):
+    """Whoever is at the other end does not speak the API."""
+
+
 class ControlTarget(Protocol):
     """What requests are about."""
 
@@ -110,7 +114,8 @@ def _status(code: int) -> bytes:
 class ControlClient:
     """One connection: collects requests, holds answers that the other side has not read yet.
 
-    Requests are separated by an empty line; a connection may send several.
+    Requests are separated by an empty line; a connection may send several. The next one is answered when the
+    answer before it is on its way, so one answer at most is held.
     """
 
     def __init__(self, sock: socket.socket, target: ControlTarget) -> None:
@@ -123,8 +128,10 @@ class ControlClient:
 
     @property
     def wants_to_read(self) -> bool:
-        """False once the other side has said all it will."""
-        return not self._ended
+        """False once the other side has said all it will, and while it does not read what we answered: else
+        the answers to come would fill our memory.
+        """
+        return not self._ended and not self._unsent
 
     @property
     def wants_to_write(self) -> bool:
@@ -141,32 +148,37 @@ class ControlClient:
         if not data:
             # What was not ended by an empty line is not done: half a request may mean the opposite.
             self._ended = True
-            return self.on_writable()
         self._received += data
-        while (end := self._received.find(b"\n\n", max(0, self._scanned - 1))) >= 0:
-            request = bytes(self._received[:end])
-            del self._received[: end + 2]
-            self._scanned = 0
-            reply = answer(request, self._target)
-            if reply is None:
-                return False
-            self._unsent += reply
-        self._scanned = len(self._received)
-        if len(self._received) > _MAX_REQUEST_BYTES:
-            return False
         return self.on_writable()
 
     def on_writable(self) -> bool:
-        """Write what there is to write; False when the connection is to be closed."""
+        """Write what there is to write, and answer what waited for that; False when the connection is to be
+        closed.
+        """
         try:
-            while self._unsent:
+            while self._unsent or self._answer_next():
                 sent = self.socket.send(self._unsent)
                 del self._unsent[:sent]
         except BlockingIOError:
             return True
-        except OSError:
+        except (OSError, _HangUp):
             return False
-        return not self._ended
+        return not self._ended and len(self._received) <= _MAX_REQUEST_BYTES
+
+    def _answer_next(self) -> bool:
+        """Answer one complete request; False when there is none. :raises _HangUp: it is nothing of ours."""
+        end = self._received.find(b"\n\n", max(0, self._scanned - 1))
+        if end < 0:
+            self._scanned = len(self._received)
+            return False
+        request = bytes(self._received[:end])
+        del self._received[: end + 2]
+        self._scanned = 0
+        reply = answer(request, self._target)
+        if reply is None:
+            raise _HangUp
+        self._unsent += reply
+        return True
 
 
 ClientFactory = Callable[[socket.socket], ControlClient]

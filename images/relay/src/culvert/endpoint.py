@@ -10,6 +10,8 @@ from ipaddress import ip_address
 
 __all__ = ["Endpoint", "parse_endpoint", "split_host_port"]
 
+_MAX_SCOPE_ID = 2**32 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -70,7 +72,8 @@ def split_host_port(text: str) -> tuple[str, int]:
             raise ValueError("is not host:port")
         if ":" in host:
             raise ValueError("has an IPv6 address without brackets: write [address]:port")
-    if not (port_text.isascii() and port_text.isdigit() and 1 <= int(port_text[:6]) <= 65535):
+    short = port_text.isascii() and port_text.isdigit() and len(port_text) <= 5
+    if not (short and 1 <= int(port_text) <= 65535):
         raise ValueError("has no port between 1 and 65535")
     return host, int(port_text)
 
@@ -93,4 +96,7 @@ def parse_endpoint(text: str) -> Endpoint:
         index = int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
     except OSError:
         raise ValueError(f"names an interface {scope!r} that does not exist") from None
+    if index > _MAX_SCOPE_ID:
+        # The kernel's is 32 bits wide, and the socket module raises for more only when something is sent.
+        raise ValueError("has a scope that is no interface index")
     return Endpoint(str(address).partition("%")[0], port, index)

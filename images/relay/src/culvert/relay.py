@@ -19,12 +19,13 @@ from .device import Device
 from .endpoint import Endpoint
 from .errors import CulvertError, RequestError
 from .keys import short_name
+from .ratelimit import TokenBucket
 from .reload import difference
 from .resolve import Resolution, Resolver
 from .transport import Transport, TransportFactory
 from .tun import Tun
 from .uapi import format_get
-from .update import DeviceUpdate, apply_peers
+from .update import DeviceUpdate, apply_peers, check_peers
 
 __all__ = ["Relay"]
 
@@ -32,6 +33,11 @@ __all__ = ["Relay"]
 _RUN = 128
 _RESOLVE_RETRY_S = 10.0
 _LOG_EVERY_ATTEMPTS = 12
+# Log lines that a peer can cause at will, by handshakes and by moving about: as many at once, and a second.
+_LOG_BURST = 500
+_LOG_RATE_PER_S = 5.0
+
+_AT_WILL = frozenset((EventKind.HANDSHAKE_COMPLETED, EventKind.ENDPOINT_CHANGED))
 
 _log = logging.getLogger("culvert")
 
@@ -60,6 +66,7 @@ class Relay:
         self._clock = clock
         self._on_transport = on_transport
         self._fixed_port = 0
+        self._log_budget = TokenBucket(_LOG_RATE_PER_S, _LOG_BURST, clock())
         self._names: dict[bytes, tuple[str, int]] = {}
         self._configured_endpoints: dict[bytes, object] = {}
         self._resolve_at: dict[bytes, float] = {}
@@ -82,6 +89,7 @@ class Relay:
         :raises RequestError: EADDRINUSE, EPERM, …: nothing was changed then.
         """
         now = self._clock()
+        check_peers(self.device, update)
         try:
             self._apply_socket(update)
         except OSError as error:
@@ -208,6 +216,8 @@ class Relay:
 
     def _on_event(self, event: Event) -> None:
         peer = short_name(event.public_key)
+        if event.kind in _AT_WILL and not self._log_budget.allow(self._clock()):
+            return
         if event.kind is EventKind.HANDSHAKE_COMPLETED:
             _log.info("handshake completed with peer %s at %s", peer, event.endpoint)
         elif event.kind is EventKind.HANDSHAKE_RETRIED:

@@ -116,8 +116,13 @@ def parse_set(lines: Iterable[str]) -> DeviceUpdate:
             _set_field(device, _DEVICE, key, value)
         else:
             _set_field(peers[-1], _PEER, key, value)
-    updates = tuple(PeerUpdate(**peer) for peer in peers)
-    return DeviceUpdate(**device, peers=updates)
+    return DeviceUpdate(**device, peers=tuple(_peer_update(peer) for peer in peers))
+
+
+def _peer_update(fields: dict[str, Any]) -> PeerUpdate:
+    for name in ("allowed_ips", "disallowed_ips"):
+        fields[name] = tuple(fields.get(name, ()))
+    return PeerUpdate(**fields)
 
 
 def _read(key: str, read: Callable[[str], Any], value: str) -> Any:
@@ -135,11 +140,24 @@ def _set_field(
         raise RequestError(errno.EINVAL, "unknown key")
     field, read = row
     if field == "allowed_ips":
-        # A later addition to the API: a minus takes the prefix away.
-        if value.startswith("-"):
-            field, value = "disallowed_ips", value[1:]
-        target[field] = (*target.get(field, ()), _read(key, read, value))
+        _allowed_ip(target, key, read, value)
         return
     result = _read(key, read, value)
+    if field == "replace_allowed_ips":
+        # Lines are done in order: this one takes away what those before it gave.
+        target.pop("allowed_ips", None)
     if field:
         target[field] = result
+
+
+def _allowed_ip(target: dict[str, Any], key: str, read: Callable[[str], Any], value: str) -> None:
+    """One prefix more or (a later addition to the API) with a minus one less; the last line about a prefix
+    counts.
+    """
+    more: dict[Network, None] = target.setdefault("allowed_ips", {})
+    less: dict[Network, None] = target.setdefault("disallowed_ips", {})
+    if value.startswith("-"):
+        more, less, value = less, more, value[1:]
+    network = _read(key, read, value)
+    less.pop(network, None)
+    more[network] = None

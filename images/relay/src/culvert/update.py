@@ -6,15 +6,18 @@ common.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .allowedips import Network
+from .constants import MAX_PEERS
 from .device import Device
 from .endpoint import Endpoint
+from .errors import RequestError
 from .keys import ZERO_KEY
 
-__all__ = ["DeviceUpdate", "PeerUpdate", "apply_peers"]
+__all__ = ["DeviceUpdate", "PeerUpdate", "apply_peers", "check_peers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,22 @@ class DeviceUpdate:
     "0 for none."
     replace_peers: bool = False
     peers: tuple[PeerUpdate, ...] = ()
+
+
+def check_peers(device: Device, update: DeviceUpdate) -> None:
+    """Whether the device has room for all that ``update`` brings; to be asked before any of it is done.
+
+    :raises RequestError: ENOMEM, as Linux answers.
+    """
+    before = () if update.replace_peers else device.peers()
+    keys = {peer.public_key for peer in before}
+    for change in update.peers:
+        if change.remove:
+            keys.discard(change.public_key)
+        elif not change.update_only:
+            keys.add(change.public_key)
+        if len(keys) > MAX_PEERS:
+            raise RequestError(errno.ENOMEM, f"a device has at most {MAX_PEERS} peers")
 
 
 def apply_peers(device: Device, update: DeviceUpdate, now: float) -> None:
