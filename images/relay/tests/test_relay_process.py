@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
 import json
@@ -18,12 +19,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from culvert import cli
+from culvert import cli, privileges
 from culvert.config import parse_config
-from culvert.context import OutgoingRun
+from culvert.context import Event, EventKind, OutgoingRun
 from culvert.control import listen, socket_path
 from culvert.device import Device, Received
 from culvert.endpoint import Endpoint
@@ -126,6 +128,44 @@ def test_udp_answers_from_the_address_that_was_asked() -> None:
         assert server.send([OutgoingRun(gone, [b"again"], 0)]) == []
         assert client.recvfrom(100)[0] == b"again"
     server.close()
+
+
+def pktinfo(address: str) -> bytes:
+    return struct.pack("=i4s4s", 0, socket.inet_aton(address), bytes(4))
+
+
+def test_an_unreachable_target_does_not_take_our_address_from_others() -> None:
+    """Anybody can send with source port 0, to which no answer can go."""
+    server = UdpTransport(0, 0)
+    server.send([OutgoingRun(Endpoint("127.0.0.1", 0, 0, pktinfo("127.0.0.77")), [b"cookie"], 0)])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        client.bind(("127.0.0.1", 0))
+        honest = Endpoint("127.0.0.1", client.getsockname()[1], 0, pktinfo("127.0.0.77"))
+        server.send([OutgoingRun(honest, [b"reply"], 0)])
+        assert client.recvfrom(100) == (b"reply", ("127.0.0.77", server.port))
+    server.close()
+
+
+def test_an_address_that_comes_back_is_used_again() -> None:
+    server = UdpTransport(0, 0)
+    server._source_is_dead(pktinfo("127.0.0.77"))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        client.bind(("127.0.0.1", 0))
+        client.sendto(b"hello", ("127.0.0.77", server.port))
+        (received,) = receive(server, 1)
+        server.send([OutgoingRun(received.endpoint, [b"reply"], 0)])
+        assert client.recvfrom(100) == (b"reply", ("127.0.0.77", server.port))
+    server.close()
+
+
+@pytest.mark.parametrize("mark", [0, 1, 2**31, 2**32 - 1])
+def test_any_mark_of_32_bits_is_set_or_not_allowed(mark: int) -> None:
+    transport = UdpTransport(0, 0)
+    with contextlib.suppress(PermissionError):
+        transport.set_mark(mark)
+    transport.close()
 
 
 def test_udp_survives_what_cannot_be_sent() -> None:
@@ -421,6 +461,22 @@ def test_the_source_port_changes_when_the_only_peer_is_silent() -> None:
     assert bench.relay.listen_port != first
 
 
+def test_a_peer_that_moves_about_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.load(PEER)
+    caplog.set_level("INFO")
+    for number in range(5000):
+        moved = Event(EventKind.ENDPOINT_CHANGED, bytes([2] * 32), 0, Endpoint("198.51.100.9", 1 + number))
+        bench.relay.device._context.events.append(moved)
+    bench.relay.pump()
+    assert 0 < len(caplog.records) <= 500
+    bench.advance(10)
+    bench.relay.device._context.events.append(moved)
+    caplog.clear()
+    bench.relay.pump()
+    assert len(caplog.records) == 1
+
+
 def test_a_chosen_port_stays() -> None:
     bench = Bench()
     bench.load("ListenPort = 51820", PEER, "Endpoint = 198.51.100.2:51820")
@@ -592,6 +648,19 @@ def test_show_and_health(capsys: pytest.CaptureFixture[str], processes: tuple[Pr
 def test_users_that_are_none(text: str) -> None:
     with pytest.raises(CulvertError, match="--user"):
         parse_user(text)
+
+
+def test_no_core_dumps_after_the_change_of_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of user sets the flag anew, from fs.suid_dumpable."""
+    done: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(privileges, "_prctl", lambda option, value: done.append((option, value)))
+    monkeypatch.setattr(privileges, "_set_capabilities", lambda mask: done.append(("capabilities",)))
+    for name in ("setgroups", "setresgid", "setresuid"):
+        monkeypatch.setattr(privileges.os, name, lambda *ids, name=name: done.append((name,)))
+    monkeypatch.setattr(privileges.os, "getresuid", lambda: (7, 7, 7))
+    monkeypatch.setattr(privileges.os, "getresgid", lambda: (7, 7, 7))
+    privileges.drop_to(7, 7)
+    assert (4, 0) in done[done.index(("setresuid",)) :]
 
 
 def test_users() -> None:

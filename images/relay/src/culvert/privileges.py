@@ -93,6 +93,8 @@ def drop_to(uid: int, gid: int) -> None:
             os.setresuid(uid, uid, uid)
             _prctl(_PR_SET_KEEPCAPS, 0)
         _set_capabilities(kept)
+        # A change of user sets this to fs.suid_dumpable, which is 2 where systemd collects core dumps.
+        _prctl(_PR_SET_DUMPABLE, 0)
     except OSError as error:
         raise CulvertError(f"--user {uid}:{gid}: {error.strerror} (needs SETUID and SETGID)") from None
     if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid):

@@ -35,6 +35,7 @@ _SO_RCVBUFFORCE = 33
 _PKTINFO_V4 = struct.Struct("=i4s4s")
 _PKTINFO_V6 = struct.Struct("=16sI")
 _INT = struct.Struct("=i")
+_MARK = struct.Struct("=I")
 
 # A burst of a full gigabit link for 50 ms; wireguard-go takes 7 MiB too.
 _BUFFER_BYTES = 7 << 20
@@ -109,7 +110,8 @@ class UdpTransport:
 
     def set_mark(self, mark: int) -> None:
         for sock in self._sockets.values():
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            # As bytes: the socket module takes no int with the highest of the 32 bits set.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _MARK.pack(mark))
 
     def receive(self, fileno: int, limit: int) -> list[Received]:
         received: list[Received] = []
@@ -136,6 +138,8 @@ class UdpTransport:
             self._remembered.clear()
             self._endpoints.clear()
         local, ecn = _read_ancillary(ancillary)
+        # A datagram arrived there, so the address is ours (again).
+        self._dead_sources.discard(local)
         endpoint = self._endpoints.get((address, local))
         if endpoint is None:
             host, port = str(address[0]).partition("%")[0], int(str(address[1]))
@@ -158,25 +162,29 @@ class UdpTransport:
         for datagram in datagrams:
             code = _send(sock, datagram, ancillary, address)
             if code in _BAD_SOURCE and endpoint.local and endpoint.local not in self._dead_sources:
-                # The address the peer wrote to is no longer ours: let the kernel choose one again.
-                self._dead_sources.add(endpoint.local)
-                ancillary = self._write_ancillary(endpoint, tos)
+                ancillary = _type_of_service(endpoint, tos)
                 code = _send(sock, datagram, ancillary, address)
+                if not code:
+                    # The address the peer wrote to is no longer ours: the kernel chooses from now on. Where
+                    # that fails too, the target was at fault (a forged source with port 0, or without a
+                    # route), which must not take our own address from everybody else.
+                    self._source_is_dead(endpoint.local)
             if code in _NO_ROUTE:
                 return False
         return True
 
+    def _source_is_dead(self, local: bytes) -> None:
+        self._dead_sources.add(local)
+        # So that the next datagram to that address is looked at anew, and brings it back to life.
+        self._remembered.clear()
+        self._endpoints.clear()
+
     def _write_ancillary(self, endpoint: Endpoint, tos: int) -> _Ancillary:
-        ancillary: _Ancillary = []
-        v6 = endpoint.family == socket.AF_INET6
+        ancillary = _type_of_service(endpoint, tos)
         if endpoint.local and endpoint.local not in self._dead_sources:
+            v6 = endpoint.family == socket.AF_INET6
             level, kind = (socket.IPPROTO_IPV6, _IPV6_PKTINFO) if v6 else (socket.IPPROTO_IP, _IP_PKTINFO)
             ancillary.append((level, kind, endpoint.local))
-        if tos:
-            level, kind = (
-                (socket.IPPROTO_IPV6, socket.IPV6_TCLASS) if v6 else (socket.IPPROTO_IP, socket.IP_TOS)
-            )
-            ancillary.append((level, kind, _INT.pack(tos)))
         return ancillary
 
     def close(self) -> None:
@@ -201,6 +209,14 @@ def _prepare(sock: socket.socket, family: socket.AddressFamily) -> None:
             sock.setsockopt(socket.SOL_SOCKET, force, _BUFFER_BYTES)
         except OSError:
             sock.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_BYTES)
+
+
+def _type_of_service(endpoint: Endpoint, tos: int) -> _Ancillary:
+    if not tos:
+        return []
+    v6 = endpoint.family == socket.AF_INET6
+    level, kind = (socket.IPPROTO_IPV6, socket.IPV6_TCLASS) if v6 else (socket.IPPROTO_IP, socket.IP_TOS)
+    return [(level, kind, _INT.pack(tos))]
 
 
 def _read_ancillary(ancillary: _Ancillary) -> tuple[bytes, int]:
