@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -342,6 +343,21 @@ def test_a_peer_is_where_its_last_authentic_packet_came_from(world: World) -> No
     assert one.received == [answer]
 
 
+def test_silence_makes_us_forget_from_which_address_we_send(world: World) -> None:
+    """It may be our side of the path that is dead. The endpoint itself stays."""
+    one, two = world.pair()
+    world.connect(one, two)
+    peer = one.peer(two)
+    world.weather = lambda flight: []
+    for _ in range(2):
+        peer.endpoint = replace(two.endpoint, local=b"ours")
+        one.send(one.packet(two))
+        world.advance(16)
+        assert peer.endpoint == two.endpoint
+        assert peer.endpoint.local == b""
+    assert one.events_of(EventKind.ENDPOINT_CHANGED) == []
+
+
 def test_a_replayed_packet_moves_nobody(world: World) -> None:
     one, two = world.pair()
     world.connect(one, two)
@@ -616,6 +632,14 @@ def test_a_new_private_key_ends_every_session(world: World) -> None:
     one.send(udp_packet(one.inner, two.inner, b"x"))
     world.advance(30)
     assert two.received == []
+
+
+def test_a_new_private_key_introduces_itself_at_once(world: World) -> None:
+    one, two = world.pair()
+    world.connect(one, two)
+    one.device.set_private_key(bytes(range(32)))
+    one.send(one.packet(two))
+    assert kinds(world.collect()) == [INITIATION]
 
 
 def test_the_same_private_key_again_changes_nothing(world: World) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .batch import Buffer
 from .constants import (
@@ -108,6 +108,8 @@ class Peer:
     def identity_changed(self) -> None:
         """The device has another private key: sessions made with the old one end here."""
         self.forget_keys()
+        # The new identity may introduce itself at once.
+        self._sent_handshake_s = float("-inf")
         identity = self._context.identity
         self._static_static = None
         if identity is not None:
@@ -379,6 +381,7 @@ class Peer:
         if timer is Timer.RETRANSMIT:
             self._retransmit(now)
         elif timer is Timer.NEW_HANDSHAKE:
+            self._forget_local_address()
             self.initiate(now)
         elif timer is Timer.KEEPALIVE:
             self._passive_keepalive(now)
@@ -408,4 +411,12 @@ class Peer:
             self._emit(EventKind.HANDSHAKE_GAVE_UP)
             return
         self._attempts += 1
+        self._forget_local_address()
         self.initiate(now, retry=True)
+
+    def _forget_local_address(self) -> None:
+        """The peer is silent, maybe because our side of the path is dead: let the kernel choose from which
+        of our addresses to send (as Linux's timers do).
+        """
+        if self.endpoint is not None and self.endpoint.local:
+            self.endpoint = replace(self.endpoint, local=b"")
