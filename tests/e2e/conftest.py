@@ -1,6 +1,9 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One fleet for all end-to-end tests: each file leaves it blank again."""
+"""One fleet for all end-to-end tests: each file leaves it blank again.
+
+Their mark `xdist_group` keeps them in one process, in order, while the other tests go on beside them.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fleet import Fleet
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the end-to-end tests in one process, in their order; the others go on beside them."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("e2e"))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fleet import ROOT, Fleet
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 CONTAINER = "culvert-e2e-blank"
 RUN = [
