@@ -29,9 +29,10 @@ def read_text(path: str) -> str | None:
         raise HostError(f"cannot read {path}: {error}") from error
 
 
-def write_text(path: str, text: str, mode: int) -> None:
+def write_text(path: str, text: str, mode: int, owner: int = -1, group: int = -1) -> None:
     """Replace a file atomically, its folder made where it is missing (mode 0755).
 
+    :param owner, group: numbers; -1 stands for those of this process.
     :raises HostError: the file system refused; the old file is still there then.
     """
     folder = os.path.dirname(path)
@@ -42,8 +43,10 @@ def write_text(path: str, text: str, mode: int) -> None:
             with open(handle, "w", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
+                # The owner first: changing it may clear bits of the mode.
+                os.fchown(stream.fileno(), owner, group)
+                os.fchmod(stream.fileno(), mode)
                 os.fsync(stream.fileno())
-            os.chmod(temporary, mode)
             os.rename(temporary, path)
         except BaseException:
             os.unlink(temporary)

@@ -5,17 +5,18 @@
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 # Do not use this from other collections or standalone plugins/modules!
 
-"""Asks a relay for its state over WireGuard's userspace API (https://www.wireguard.com/xplatform/, "get").
+"""Talks to a relay over WireGuard's userspace API (https://www.wireguard.com/xplatform/): "get" and "set".
 
-The answer holds the private key and the pre-shared keys. They are dropped while it is read: of the private
-key only the public key that belongs to it is kept, of the others nothing.
+The answer to "get" holds the private key and the pre-shared keys. Of the private key only the public key that
+belongs to it is kept; the others are kept in a form that prints as nothing, to be compared with wanted ones.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ class Peer:
     """:ivar public_key: base64.
     :ivar endpoint: ``address:port`` or ``[address]:port``; ``None`` while it is not known.
     :ivar latest_handshake_s: Unix time, 0 for never.
+    :ivar preshared_key: ``None`` for none.
     """
 
     public_key: str
@@ -43,6 +45,7 @@ class Peer:
     rx_bytes: int = 0
     tx_bytes: int = 0
     persistent_keepalive_s: int = 0
+    preshared_key: _x25519.SecretKey | None = field(default=None, repr=False)
 
     def handshake_age_s(self, now_s: float) -> int | None:
         """Seconds since the latest handshake; ``None`` for never."""
@@ -76,6 +79,36 @@ def query(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Relay | None:
 
     :raises HostError: something is, but does not answer as a relay.
     """
+    reply = _exchange(path, b"get=1\n\n", timeout_s)
+    return None if reply is None else parse(reply.decode("ascii", "replace"), path)
+
+
+def configure(
+    path: str,
+    lines: Iterable[tuple[str, str | _x25519.SecretKey]],
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> None:
+    """Have the relay behind the socket ``path`` change, in one request: it does all of it or nothing.
+
+    :param lines: keys and values in the order of the request.
+    :raises HostError: it is not there any more, or refuses.
+    """
+    request = ["set=1"]
+    for key, value in lines:
+        request.append(f"{key}={value.reveal_hex() if isinstance(value, _x25519.SecretKey) else value}")
+    reply = _exchange(path, "\n".join([*request, "\n"]).encode("ascii"), timeout_s)
+    if reply is None:
+        raise HostError(f"no relay listens on {path} any more: run again")
+    key, _equals, code = reply.decode("ascii", "replace").strip().partition("=")
+    if key != "errno" or not code.lstrip("-").isdigit():
+        raise HostError(f"what is behind {path} does not speak WireGuard's userspace API")
+    if int(code):
+        # wireguard-go and the relay answer with negative numbers.
+        raise HostError(f"the relay behind {path} refuses the change: {os.strerror(abs(int(code)))}")
+
+
+def _exchange(path: str, request: bytes, timeout_s: float) -> bytes | None:
+    """The answer to one request, ``None`` when nothing listens. :raises HostError: nothing is answered."""
     deadline_s = time.monotonic() + timeout_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)
@@ -87,11 +120,10 @@ def query(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Relay | None:
         except OSError as error:
             raise HostError(f"cannot connect to {path}: {error.strerror or error}") from None
         try:
-            connection.sendall(b"get=1\n\n")
-            reply = _receive(connection, path, deadline_s)
+            connection.sendall(request)
+            return _receive(connection, path, deadline_s)
         except OSError as error:
             raise HostError(f"the relay behind {path} does not answer: {error.strerror or error}") from None
-    return parse(reply.decode("ascii", "replace"), path)
 
 
 def _receive(connection: socket.socket, path: str, deadline_s: float) -> bytes:
@@ -123,7 +155,7 @@ def parse(reply: str, path: str = "") -> Relay:
             peers[-1]["allowed_ip"].append(value)
         elif key == "errno" or not peers:
             device[key] = value
-        elif key != "preshared_key":
+        else:
             peers[-1][key] = value
     try:
         if int(device["errno"]):
@@ -144,6 +176,7 @@ def _public_key(private_key: str) -> str:
 
 
 def _peer(values: Mapping[str, Any]) -> Peer:
+    preshared_key = _x25519.SecretKey(bytes.fromhex(values.get("preshared_key", "")))
     return Peer(
         public_key=_x25519.to_base64(bytes.fromhex(values["public_key"])),
         endpoint=values.get("endpoint"),
@@ -152,6 +185,7 @@ def _peer(values: Mapping[str, Any]) -> Peer:
         rx_bytes=int(values.get("rx_bytes", 0)),
         tx_bytes=int(values.get("tx_bytes", 0)),
         persistent_keepalive_s=int(values.get("persistent_keepalive_interval", 0)),
+        preshared_key=preshared_key or None,
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import os
 
 from ._core import MissingLibrary
@@ -26,6 +27,42 @@ try:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 except ImportError as import_error:
     CRYPTOGRAPHY_IMPORT_ERROR = str(import_error)
+
+
+class SecretKey:
+    """32 bytes that can be compared and sent, but show up in no text: neither in a ``repr`` nor in a diff."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SecretKey) and hmac.compare_digest(self._key, other._key)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __bool__(self) -> bool:
+        """False for 32 zeros, which is how the userspace API writes that there is no key."""
+        return any(self._key)
+
+    def __repr__(self) -> str:
+        return "SecretKey(not shown)"
+
+    def reveal_hex(self) -> str:
+        """The key as the control socket takes it. For what is written to that socket alone."""
+        return self._key.hex()
+
+    def public_key(self) -> str:
+        """The public key that belongs to it as a private key, in base64.
+
+        :raises MissingLibrary: the cryptography library is not installed.
+        """
+        return to_base64(public_key_of(self._key))
+
+
+NO_KEY = SecretKey(bytes(KEY_BYTES))
 
 
 def need_cryptography() -> None:

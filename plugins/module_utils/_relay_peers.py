@@ -1,0 +1,432 @@
+# Copyright (c) 2026, Culvert contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
+# Do not use this from other collections or standalone plugins/modules!
+
+"""From the peers a relay has to those it should have: the difference, in the file and in the running relay.
+
+Everything here is pure; the host's side is in ``_relay_peers_host``. What is the same is not mentioned, so
+nothing happens to the sessions of peers that stay as they are.
+
+The relay comes before the file. An endpoint that differs between the two may just have roamed, so it is sent
+when the file is to get another one, and once the file has it, nothing tells that it was not sent. A run that
+ends between the two steps leaves a file that is consistent, if older, and the next run does the same again.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Union
+
+from . import _x25519
+from ._accounts import account_number
+from ._core import Change, Plan, SpecError
+from ._options import Options
+from ._relay_file import FileConfig, FilePeer, item_of, name_of, parse, prefix_of, render
+from ._uapi import Peer, Relay, interface_name, socket_path_of
+
+FILE_MODE = 0o640
+CONFIG_DIRECTORY = "/etc/culvert"
+DEFAULT_PORT = 51820
+#: So many peers may always go.
+FEW_PEERS = 2
+_NAMES_SHOWN = 5
+
+#: A key and a value of a request to the control socket.
+Line = tuple[str, Union[str, _x25519.SecretKey]]
+
+
+@dataclass(frozen=True)
+class PeersSpec:
+    """What is wanted. ``owner`` and ``group`` are numbers of the file's; ``None`` means: leave it."""
+
+    name: str
+    config_path: str
+    socket_path: str
+    config: FileConfig
+    owner: int | None = None
+    group: int | None = None
+    allow_identity_change: bool = False
+    allow_removal: bool = False
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any], check_mode: bool = False) -> PeersSpec:
+        """:raises SpecError: an option is malformed."""
+        options = Options(params)
+        name = interface_name(options, "name", "culvert0")
+        spec = cls(
+            name=name,
+            config_path=_path(options, "config_path", f"{CONFIG_DIRECTORY}/{name}.conf"),
+            socket_path=socket_path_of(options, name),
+            config=FileConfig(
+                private_key_file=_path(options, "private_key_file", f"{CONFIG_DIRECTORY}/{name}.key"),
+                listen_port=options.integer("listen_port", 0, 65535, DEFAULT_PORT) or 0,
+                fwmark=options.integer("fwmark", 0, 2**32 - 1, DEFAULT_PORT) or 0,
+                peers=_peers(options.mappings("peers"), check_mode),
+            ),
+            owner=account_number(options, "owner"),
+            group=account_number(options, "group"),
+            allow_identity_change=options.flag("allow_identity_change", False),
+            allow_removal=options.flag("allow_removal", False),
+        )
+        options.done()
+        return spec
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a host has.
+
+    :ivar text: of the file; ``None`` when there is none.
+    :ivar mode, owner, group: of the file, or those a new one would get.
+    :ivar relay: ``None`` when none is running.
+    :ivar key: the private key in the key file; ``None`` without one, which only check mode gets to see.
+    :ivar public_key: base64, belongs to it.
+    :ivar identity: public key of the running relay, or else of the file's, where that can be told.
+    :ivar preshared: the pre-shared keys by their path.
+    :ivar addresses: for endpoints that may have to be sent: ``address:port``, ``None`` for a name that cannot
+        be resolved.
+    """
+
+    text: str | None = None
+    mode: int = 0
+    owner: int = 0
+    group: int = 0
+    relay: Relay | None = None
+    key: _x25519.SecretKey | None = None
+    public_key: str | None = None
+    identity: str | None = None
+    preshared: Mapping[str, _x25519.SecretKey] = field(default_factory=dict)
+    addresses: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def config(self) -> FileConfig:
+        return parse(self.text or "")
+
+
+@dataclass
+class _Difference:
+    """What differs, in words and as a request."""
+
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+    lines: list[Line] = field(default_factory=list)
+
+    def note(self, item: str, before: Any, after: Any) -> None:
+        if before is not None:
+            self.before[item] = before
+        if after is not None:
+            self.after[item] = after
+
+    def change(self, item: str, action: str, data: Any) -> Change:
+        return Change(item, self.before or None, self.after or None, action, data)
+
+
+# --- Options ------------------------------------------------------------------------------------------------
+
+
+def _path(options: Options, option: str, default: str = "") -> str:
+    path = options.text(option) or default
+    if not os.path.isabs(path) or path.endswith("/"):
+        raise options.refuse(option, f"{path!r} is not the absolute path of a file")
+    if "#" in path or path != path.strip() or not path.isprintable():
+        raise options.refuse(option, f"{path!r} cannot be written into the configuration: '#' or white space")
+    return path
+
+
+def _peers(entries: list[Options], check_mode: bool) -> tuple[FilePeer, ...]:
+    """:raises SpecError: an entry is malformed, or two want the same."""
+    keys: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    peers = []
+    for position, entry in enumerate(entries):
+        where = f"peers[{position}]"
+        peer = _peer(entry, check_mode)
+        if peer.public_key and keys.setdefault(peer.public_key, where) != where:
+            raise entry.refuse("public_key", f"is that of {keys[peer.public_key]} too")
+        for prefix in peer.allowed_ips:
+            if owners.setdefault(prefix, where) != where:
+                raise entry.refuse("allowed_ips", f"{prefix} belongs to {owners[prefix]} already")
+        peers.append(peer)
+    return tuple(peers)
+
+
+def _peer(entry: Options, check_mode: bool) -> FilePeer:
+    public_key = entry.text("public_key") or ""
+    if not public_key and not check_mode:
+        raise entry.refuse("public_key", "is required")
+    if public_key and _x25519.from_base64(public_key.encode()) is None:
+        raise entry.refuse("public_key", "is not a WireGuard key (32 bytes in base64, 44 characters)")
+    endpoint = entry.text("endpoint") or ""
+    if endpoint:
+        try:
+            split_endpoint(endpoint)
+        except ValueError as error:
+            raise entry.refuse("endpoint", f"{endpoint!r} {error}") from None
+    peer = FilePeer(
+        public_key=public_key,
+        name=name_of(entry.text("name") or ""),
+        allowed_ips=_allowed_ips(entry),
+        endpoint=endpoint,
+        keepalive_s=entry.integer("persistent_keepalive", 0, 65535, 0) or 0,
+        preshared_key_file=(_path(entry, "preshared_key_file") if entry.text("preshared_key_file") else ""),
+    )
+    entry.done()
+    return peer
+
+
+def _allowed_ips(entry: Options) -> tuple[str, ...]:
+    prefixes = []
+    for text in entry.texts("allowed_ips"):
+        try:
+            prefixes.append(str(ipaddress.ip_network(text)))
+        except ValueError as error:
+            raise entry.refuse("allowed_ips", str(error)) from None
+    return tuple(dict.fromkeys(prefixes))
+
+
+def split_endpoint(text: str) -> tuple[str, int]:
+    """Host (a name, or an address without brackets) and port.
+
+    :raises ValueError: it is neither; the message goes behind the text.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not host:
+        raise ValueError("is not host:port or [IPv6 address]:port")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError("has no port from 1 to 65535")
+    if host.startswith("[") and host.endswith("]"):
+        bare = host[1:-1]
+        if literal_address(text) is None or ":" not in bare:
+            raise ValueError("has no IPv6 address in its brackets")
+        return bare, int(port)
+    if ":" in host:
+        raise ValueError("has an IPv6 address without brackets: write [address]:port")
+    numeric = host.replace(".", "").isdigit()
+    if literal_address(text) is None and (
+        numeric or not host.isascii() or not all(char.isalnum() or char in "-._" for char in host)
+    ):
+        raise ValueError("has neither an address nor a host name")
+    return host, int(port)
+
+
+def literal_address(endpoint: str) -> str | None:
+    """An endpoint as the control socket takes it, or ``None`` when its host is a name."""
+    host, _colon, port = endpoint.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host[1:-1] if host.startswith("[") else host)
+    except ValueError:
+        return None
+    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
+
+
+# --- Plan ---------------------------------------------------------------------------------------------------
+
+
+def endpoint_to_send(wanted: FilePeer, in_file: FilePeer | None, in_relay: Peer | None) -> bool:
+    """Whether a running relay has to be told a peer's endpoint.
+
+    A peer that roams has another endpoint than the configured one, and keeps it. A name that the relay could
+    not resolve yet is left to it: it tries again by itself, and would stop when it got an address.
+    """
+    if not wanted.endpoint:
+        return False
+    if in_relay is None or in_file is None or in_file.endpoint != wanted.endpoint:
+        return True
+    return in_relay.endpoint is None and literal_address(wanted.endpoint) is not None
+
+
+def endpoints_to_send(spec: PeersSpec, config: FileConfig, relay: Relay) -> list[FilePeer]:
+    """The peers whose endpoint the relay has to be told."""
+    in_file, in_relay = _by_key(config.peers), _by_key(relay.peers)
+    return [
+        peer
+        for peer in spec.config.peers
+        if endpoint_to_send(peer, in_file.get(peer.public_key), in_relay.get(peer.public_key))
+    ]
+
+
+def plan(spec: PeersSpec, observed: Observed) -> Plan:
+    """Pure. :raises SpecError: the wish would harm the host and is not allowed to."""
+    _guard_own_key(spec, observed)
+    _guard_identity(spec, observed)
+    _guard_removal(spec, observed)
+    steps: Plan = []
+    if observed.relay is not None:
+        difference = _relay_difference(spec, observed, observed.relay)
+        if difference.lines:
+            steps.append(difference.change(f"relay {spec.name}", "set", difference.lines))
+    file = _file_difference(spec, observed)
+    if file.before or file.after:
+        steps.append(file.change(f"file {spec.config_path}", "write", render(spec.config)))
+    return steps
+
+
+def _by_key(peers: Any) -> dict[str, Any]:
+    return {peer.public_key: peer for peer in peers if peer.public_key}
+
+
+def _guard_own_key(spec: PeersSpec, observed: Observed) -> None:
+    for position, peer in enumerate(spec.config.peers):
+        if peer.public_key and peer.public_key == observed.public_key:
+            raise SpecError(f"peers[{position}].public_key", "is the relay's own")
+
+
+def _guard_identity(spec: PeersSpec, observed: Observed) -> None:
+    if spec.allow_identity_change or observed.identity in (None, observed.public_key):
+        return
+    path = spec.config.private_key_file
+    now = f"holds the key of {observed.public_key}" if observed.public_key else "does not exist"
+    raise SpecError(
+        "allow_identity_change",
+        f"the relay {spec.name} is known to its peers as {observed.identity}, and {path} {now}: they would "
+        "not find it any more. Put the key back, or, if the change is meant and the peers learn the new key, "
+        "set this to true (of the role: relay_allow_identity_change). Nothing was changed",
+    )
+
+
+def _guard_removal(spec: PeersSpec, observed: Observed) -> None:
+    """Most of the peers gone is seldom what somebody wants: an inventory that was not read, a wrong group."""
+    names = {peer.public_key: peer.name for peer in observed.config.peers}
+    if observed.relay is not None:
+        names.update({peer.public_key: names.get(peer.public_key, "") for peer in observed.relay.peers})
+    wanted = _by_key(spec.config.peers)
+    gone = [name or key for key, name in names.items() if key not in wanted]
+    if spec.allow_removal or len(gone) <= FEW_PEERS or 2 * len(gone) <= len(names):
+        return
+    some = ", ".join(gone[:_NAMES_SHOWN]) + (", …" if len(gone) > _NAMES_SHOWN else "")
+    raise SpecError(
+        "allow_removal",
+        f"{len(gone)} of the {len(names)} peers of {spec.name} would be removed ({some}). If that is meant, "
+        "set this to true (of the role: relay_allow_peer_removal). Nothing was changed",
+    )
+
+
+# --- The file -----------------------------------------------------------------------------------------------
+
+
+def _file_difference(spec: PeersSpec, observed: Observed) -> _Difference:
+    found, wanted = observed.config.shown(), spec.config.shown()
+    difference = _Difference()
+    for item in dict.fromkeys([*found, *wanted]):
+        if found.get(item) != wanted.get(item):
+            difference.note(item, found.get(item), wanted.get(item))
+    if observed.text is not None and observed.text != render(spec.config) and not difference.before:
+        # Comments, the order, or what is not understood: hand-made, in any case.
+        difference.note("layout", "edited by hand", "as culvert.vpn writes it")
+    owner = observed.owner if spec.owner is None else spec.owner
+    group = observed.group if spec.group is None else spec.group
+    protection = _protection(observed.mode, observed.owner, observed.group)
+    wished = _protection(FILE_MODE, owner, group)
+    if observed.text is None or protection != wished:
+        difference.note("protection", None if observed.text is None else protection, wished)
+    return difference
+
+
+def _protection(mode: int, owner: int, group: int) -> dict[str, Any]:
+    return {"mode": f"{mode:04o}", "owner": owner, "group": group}
+
+
+# --- The relay ----------------------------------------------------------------------------------------------
+
+
+def _relay_difference(spec: PeersSpec, observed: Observed, relay: Relay) -> _Difference:
+    difference = _Difference()
+    _interface_difference(difference, spec, observed, relay)
+    in_file, wanted = _by_key(observed.config.peers), _by_key(spec.config.peers)
+    for gone in [peer for peer in relay.peers if peer.public_key not in wanted]:
+        name = in_file[gone.public_key].name if gone.public_key in in_file else ""
+        difference.note(item_of(gone.public_key), _shown(gone, name), None)
+        difference.lines += [_public_key(gone.public_key), ("remove", "true")]
+    running = _by_key(relay.peers)
+    for peer in spec.config.peers:
+        current = running.get(peer.public_key)
+        target = _target(observed, peer, current, in_file.get(peer.public_key))
+        lines = _peer_lines(current, target)
+        if lines:
+            before = None if current is None else _shown(current, peer.name)
+            after = _shown(target, peer.name)
+            if (
+                current is not None
+                and current.preshared_key
+                and target.preshared_key != current.preshared_key
+            ):
+                after["PresharedKey"] = "another" if target.preshared_key else "no"
+            difference.note(item_of(peer.public_key, peer.name), before, after)
+            difference.lines += lines
+    return difference
+
+
+def _interface_difference(difference: _Difference, spec: PeersSpec, observed: Observed, relay: Relay) -> None:
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
+    if observed.key is not None and observed.public_key != relay.public_key:
+        before["public key"], after["public key"] = relay.public_key, observed.public_key
+        difference.lines.append(("private_key", observed.key))
+    port, fwmark = spec.config.listen_port, spec.config.fwmark
+    if port not in (0, relay.listen_port):
+        before["ListenPort"], after["ListenPort"] = relay.listen_port, port
+        difference.lines.append(("listen_port", str(port)))
+    if fwmark != relay.fwmark:
+        before["FwMark"], after["FwMark"] = relay.fwmark, fwmark
+        difference.lines.append(("fwmark", str(fwmark)))
+    if after:
+        difference.note("interface", before, after)
+
+
+def _target(observed: Observed, wanted: FilePeer, current: Peer | None, in_file: FilePeer | None) -> Peer:
+    """The peer as the relay should have it. What is not for us to decide is as it is now."""
+    endpoint = current.endpoint if current is not None else None
+    if endpoint_to_send(wanted, in_file, current):
+        endpoint = observed.addresses.get(wanted.endpoint) or endpoint
+    preshared_key = observed.preshared.get(wanted.preshared_key_file)
+    if wanted.preshared_key_file and preshared_key is None:
+        # Check mode, before the file is there.
+        preshared_key = current.preshared_key if current is not None else None
+    return replace(
+        current or Peer(wanted.public_key),
+        endpoint=endpoint,
+        allowed_ips=wanted.allowed_ips,
+        persistent_keepalive_s=wanted.keepalive_s,
+        preshared_key=preshared_key,
+    )
+
+
+def _peer_lines(current: Peer | None, target: Peer) -> list[Line]:
+    """The request's lines for one peer; empty when there is nothing to do."""
+    base = current or Peer(target.public_key)
+    lines: list[Line] = []
+    if target.preshared_key != base.preshared_key:
+        lines.append(("preshared_key", target.preshared_key or _x25519.NO_KEY))
+    if target.endpoint and target.endpoint != base.endpoint:
+        lines.append(("endpoint", target.endpoint))
+    if target.persistent_keepalive_s != base.persistent_keepalive_s:
+        lines.append(("persistent_keepalive_interval", str(target.persistent_keepalive_s)))
+    if set(target.allowed_ips) != {prefix_of(prefix) for prefix in base.allowed_ips}:
+        # Whole, for one peer: the API takes a prefix from whoever had it, all within one request.
+        lines.append(("replace_allowed_ips", "true"))
+        lines += [("allowed_ip", prefix) for prefix in target.allowed_ips]
+    if current is None:
+        return [_public_key(target.public_key), *lines]
+    return [_public_key(target.public_key), ("update_only", "true"), *lines] if lines else []
+
+
+def _public_key(public_key: str) -> Line:
+    """The line that begins a peer. A key that check mode does not know yet is empty; nothing is sent then."""
+    return "public_key", (_x25519.from_base64(public_key.encode()) or b"").hex()
+
+
+def _shown(peer: Peer, name: str) -> dict[str, Any]:
+    """For the diff."""
+    return {
+        **({"name": name} if name else {}),
+        "AllowedIPs": ", ".join(sorted(peer.allowed_ips)),
+        "Endpoint": peer.endpoint or "",
+        "PersistentKeepalive": peer.persistent_keepalive_s,
+        "PresharedKey": "yes" if peer.preshared_key else "no",
+    }

@@ -1,0 +1,225 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, Culvert contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: relay_peers
+short_description: Manage the peers of a relay while it runs
+version_added: 0.1.0
+description:
+  - Brings the peers of a relay to the wanted set, in its configuration file and, by WireGuard's userspace
+    API, in the running relay. Only what differs is changed. The relay is not restarted, and peers that stay
+    as they are keep their sessions.
+  - Writes the configuration file, whole. What others wrote into it is replaced; a peer in the file or in
+    the relay that is not in O(peers) is removed.
+  - The relay's port, mark and private key are brought in line with the file in the same way.
+  - Where no relay is running, only the file is written.
+  - The relay comes first and the file second, so that a run that was interrupted can be repeated.
+  - An endpoint to which a peer has roamed stays. The relay is told an endpoint when the configured one
+    changes.
+  - Refuses to give the relay another identity, and to remove most of its peers, unless told otherwise.
+author:
+  - Culvert contributors (@culvert-vpn)
+extends_documentation_fragment:
+  - culvert.vpn._attributes
+  - culvert.vpn._attributes.actiongroup_culvert
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+    details:
+      - Shows the peers that differ, of the relay and of the file. Private and pre-shared keys are never
+        shown.
+  idempotent:
+    support: full
+requirements:
+  - python >= 3.9
+  - cryptography >= 3.3
+options:
+  name:
+    description:
+      - Name of the relay's interface.
+    type: str
+    default: culvert0
+  config_path:
+    description:
+      - Absolute path of the configuration file. Its directory has to exist. Defaults to
+        C(/etc/culvert/NAME.conf).
+      - Its mode is always V(0640).
+    type: path
+  socket_path:
+    description:
+      - Path of the control socket. Defaults to C(/run/wireguard/NAME.sock).
+    type: path
+  owner:
+    description:
+      - User, by name or number, to whom the configuration file belongs.
+      - Left as it is when not given. A new file belongs to the user the module runs as.
+    type: str
+  group:
+    description:
+      - Group, by name or number, that may read the configuration file. The relay has to be in it.
+      - Left as it is when not given.
+    type: str
+  private_key_file:
+    description:
+      - Absolute path of the file with the relay's private key, as M(culvert.vpn.relay_key) makes it.
+        Defaults to C(/etc/culvert/NAME.key).
+    type: path
+  listen_port:
+    description:
+      - UDP port of the relay, V(0) for any.
+    type: int
+    default: 51820
+  fwmark:
+    description:
+      - Mark on the relay's own packets, V(0) for none.
+    type: int
+    default: 51820
+  peers:
+    description:
+      - All the peers of the relay.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description:
+          - A name for people, a comment in the file.
+        type: str
+      public_key:
+        description:
+          - The peer's public key in base64.
+          - In check mode it may be empty, for a key that is not made yet.
+        type: str
+        required: true
+      allowed_ips:
+        description:
+          - Prefixes that the peer may send from, and that are sent to it. Each belongs to one peer.
+        type: list
+        elements: str
+        default: []
+      endpoint:
+        description:
+          - Where the peer is reached, C(host:port) or C([IPv6 address]:port). Peers that call us need none.
+          - The running relay is told the address to which a host name resolves on the host. Where it does
+            not, the name is in the file only, and there is a warning.
+        type: str
+      persistent_keepalive:
+        description:
+          - Seconds between keepalives to the peer, V(0) for none.
+        type: int
+        default: 0
+      preshared_key_file:
+        description:
+          - Absolute path of a file on the host with a pre-shared key for this peer, in base64, which the
+            relay may read.
+        type: path
+  allow_identity_change:
+    description:
+      - Whether the relay may get another private key than the one it runs with. All its sessions end then,
+        and it is lost for peers that do not know its new public key.
+    type: bool
+    default: false
+  allow_removal:
+    description:
+      - Whether most peers may be removed at once, that is more than half of them and more than two.
+    type: bool
+    default: false
+seealso:
+  - module: culvert.vpn.relay_info
+  - module: culvert.vpn.relay_key
+"""
+
+EXAMPLES = r"""
+- name: The relay has these peers and no other
+  culvert.vpn.relay_peers:
+    group: "51820"
+    peers:
+      - name: gate.example.net
+        public_key: hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=
+        allowed_ips: [10.86.0.0/16]
+        endpoint: gate.example.net:51820
+        persistent_keepalive: 25
+      - name: laptop
+        public_key: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
+        allowed_ips: [10.86.0.7/32]
+        preshared_key_file: /etc/culvert/laptop.psk
+
+- name: Nobody may connect any more
+  culvert.vpn.relay_peers:
+    peers: []
+    allow_removal: true
+"""
+
+RETURN = r"""
+running:
+  description: Whether a relay answers on the control socket. Without one, the file alone was looked after.
+  returned: success
+  type: bool
+  sample: true
+public_key:
+  description:
+    - The relay's own public key in base64.
+    - V(null) in check mode when the private key does not exist yet.
+  returned: success
+  type: str
+  sample: hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=
+reload:
+  description:
+    - Whether the running relay got a peer whose endpoint is a host name. It was told an address, or nothing
+      where the name does not resolve. To have it look the name up by itself from now on, make it read the
+      file again by SIGHUP, which changes nothing else.
+  returned: success
+  type: bool
+  sample: false
+option:
+  description: The option to look at.
+  returned: when bad input was refused
+  type: str
+  sample: peers[0].allowed_ips
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.culvert.vpn.plugins.module_utils._module import run_module
+from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers import PeersSpec
+from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers_host import PeersBackend
+
+PEER_OPTIONS = {
+    "name": {"type": "str"},
+    "public_key": {"type": "str", "required": True, "no_log": False},
+    "allowed_ips": {"type": "list", "elements": "str", "default": []},
+    "endpoint": {"type": "str"},
+    "persistent_keepalive": {"type": "int", "default": 0},
+    "preshared_key_file": {"type": "path", "no_log": False},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "default": "culvert0"},
+            "config_path": {"type": "path"},
+            "socket_path": {"type": "path"},
+            "owner": {"type": "str"},
+            "group": {"type": "str"},
+            "private_key_file": {"type": "path", "no_log": False},
+            "listen_port": {"type": "int", "default": 51820},
+            "fwmark": {"type": "int", "default": 51820},
+            "peers": {"type": "list", "elements": "dict", "required": True, "options": PEER_OPTIONS},
+            "allow_identity_change": {"type": "bool", "default": False},
+            "allow_removal": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    check = module.check_mode
+    run_module(module, lambda: PeersBackend(PeersSpec.from_params(module.params, check), check))
+
+
+if __name__ == "__main__":
+    main()
