@@ -56,7 +56,7 @@ def write_text(path: str, text: str, mode: int, owner: int = -1, group: int = -1
 
 
 def remove_file(path: str) -> None:
-    """Remove a file, and its folder if that is one of ours and empty now.
+    """Remove a file, and the folders above it that are ours (culvert is in their path) and empty now.
 
     :raises HostError: it is there, but cannot be removed.
     """
@@ -67,7 +67,7 @@ def remove_file(path: str) -> None:
     except OSError as error:
         raise HostError(f"cannot remove {path}: {error.strerror}") from error
     folder = os.path.dirname(path)
-    while "culvert" in os.path.basename(folder):
+    while "culvert" in folder:
         try:
             os.rmdir(folder)
         except OSError:

@@ -40,6 +40,7 @@ def test_the_archive_holds_the_collection_and_nothing_else(archive: Path) -> Non
         "CONTRIBUTING.md",
         "LICENSE",
         "CHANGELOG.md",
+        "requirements.txt",
         "requirements.yml",
     }
     assert wanted <= tops
@@ -49,7 +50,7 @@ def test_the_archive_holds_the_collection_and_nothing_else(archive: Path) -> Non
 
 def test_the_archive_can_be_installed_and_used(archive: Path, tmp_path: Path) -> None:
     dependencies = ROOT / ".cache" / "collections" / "ansible_collections"
-    galaxy("install", "--offline", "--no-deps", "--collections-path", str(tmp_path), str(archive))
+    galaxy("install", "--force", "--offline", "--no-deps", "--collections-path", str(tmp_path), str(archive))
     for name in ("ansible", "community"):
         (tmp_path / "ansible_collections" / name).symlink_to(dependencies / name)
     inventory = tmp_path / "hosts"
