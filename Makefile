@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test lint sanity image build setup deps-update clean
+.PHONY: help demo demo-down test fuzz lint sanity image build setup deps-update clean
 
 help: ## this list
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk -F: '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -25,6 +25,10 @@ demo-down: ## remove the demo
 test: ## all tests; ARGS='tests/unit -k name' for some
 	@tools/setup.sh test
 	@tools/run.sh pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+fuzz: ## the relay's parsers, for five minutes; ARGS='600 requests' for seconds and some targets
+	@tools/setup.sh tools
+	@tools/run.sh python images/relay/tests/fuzz.py $(ARGS)
 
 lint: ## formatting, types, documentation, ansible-lint, ansible-test sanity
 	@tools/setup.sh tools

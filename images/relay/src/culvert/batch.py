@@ -79,7 +79,7 @@ class PureBatch:
         return ChaCha20Poly1305(raw)
 
     def forget(self, key: Any) -> None:
-        """Nothing to overwrite: libcrypto clears the context when the last reference goes."""
+        """Nothing can be overwritten here: the bytes are Python's, and go when the last reference goes."""
 
     def seal(
         self, key: Any, receiver: int, counter: int, packets: Sequence[Buffer], mtu_bytes: int

@@ -1,0 +1,272 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Fuzz targets, one for each parser, and a short run of them: the seeds in corpus/ and changes of those.
+
+The long run is ``make fuzz`` (fuzz.py beside this file). A target takes any bytes at all; it raises only when
+the relay did something that it must not do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from culvert import config, ip
+from culvert.constants import MAC_BYTES
+from culvert.control import ControlClient
+from culvert.cookie import MacStamper
+from culvert.device import Device, Received
+from culvert.endpoint import Endpoint
+from culvert.errors import ConfigError
+from culvert.messages import INITIATION_BYTES, RESPONSE_BYTES
+from culvert.relay import Relay
+from culvert.reload import difference
+from culvert.testing import Host, World
+from culvert.transport.memory import MemoryNetwork
+from culvert.tun import MemoryTun
+
+CORPUS = Path(__file__).parent / "corpus"
+THIEF = Endpoint("203.0.113.66", 666)
+MAX_PIECES = 64
+CHANGES_OF_EACH_SEED = 60
+
+
+def pieces(data: bytes) -> list[bytes]:
+    """The input as a list: each piece is its length in two bytes (modulo 1500), and what follows."""
+    found = []
+    while len(data) > 2 and len(found) < MAX_PIECES:
+        end = 2 + int.from_bytes(data[:2]) % 1500
+        found.append(data[2:end])
+        data = data[end:]
+    return found
+
+
+def joined() -> tuple[World, Host, Host]:
+    world = World()
+    one, two = world.pair()
+    one.send(one.packet(two))
+    world.settle()
+    two.received.clear()
+    return world, one, two
+
+
+# --- The targets
+# ---------------------------------------------------------------------------------------------
+
+
+def datagrams(data: bytes) -> None:
+    """A stranger's datagrams to an engine with a session: raw, or a real message of that session with a part
+    written over, with its own first MAC or one that fits. All real ones have been delivered, so whatever is
+    made of them, none may have an effect.
+    """
+    world, one, two = joined()
+    real = [flight.data for flight in world.seen if flight.target == two.endpoint]
+    received = []
+    for piece in pieces(data):
+        choice = piece[0] if piece else 0
+        if choice < 128:
+            received.append(piece)
+            continue
+        message = bytearray(real[choice % len(real)])
+        place, part = (piece[1] if len(piece) > 1 else 0), piece[2:]
+        message[place : place + len(part)] = part
+        if choice >= 192 and len(message) in (INITIATION_BYTES, RESPONSE_BYTES):
+            # Whoever knows the public key can make the first MAC right.
+            message = bytearray(MacStamper(two.public_key).stamp(bytes(message[: -2 * MAC_BYTES]), world.now))
+        received.append(bytes(message))
+    two.device.receive_datagrams([Received(message, THIEF, 3) for message in received], world.now)
+    assert world.collect() == [], "a stranger was answered"
+    assert two.received == [], "a stranger's packet was taken"
+    assert two.peer(one).endpoint == one.endpoint, "a stranger moved a peer"
+    context = two.device._context
+    assert (len(context.keypairs), len(context.handshakes)) == (1, 0)
+    packet = one.packet(two, b"still here")
+    one.send(packet)
+    world.settle()
+    assert two.received == [packet]
+
+
+def from_peer(data: bytes) -> None:
+    """Anything that a peer seals: what reaches the host is a packet, whole, and the peer's to send."""
+    world, one, two = joined()
+    packets = pieces(data)
+    one.peer(two).send(packets, 0, world.now)
+    flights = world.collect()
+    two.device.receive_datagrams([Received(flight.data, one.endpoint, 3) for flight in flights], world.now)
+    world.collect()
+    assert len(two.received) <= len(packets)
+    for packet in two.received:
+        assert ip.payload_length(packet) == len(packet)
+        assert ip.source(packet) in (one.inner.packed, one.inner6.packed)
+
+
+def from_host(data: bytes) -> None:
+    """Anything that is read from the TUN device: it goes to its peer as it is, or to nobody."""
+    world, one, two = joined()
+    one.received.clear()
+    packets = pieces(data)
+    one.send(*packets)
+    flights = world.collect()
+    assert len(flights) + len(one.received) <= len(packets)
+    for error in one.received:
+        assert ip.payload_length(error) == len(error) <= 1280
+    assert {flight.target for flight in flights} <= {two.endpoint}
+    for packet in packets:
+        if ip.payload_length(packet):
+            ip.mark_congestion(packet)
+
+
+def relay() -> Relay:
+    world, network = World(), MemoryNetwork()
+    return Relay(
+        Device(world.wall_clock_ns, rng=world.rng),
+        MemoryTun(),
+        lambda port, mark: network.open("198.51.100.1", port),
+        lambda: world.now,
+    )
+
+
+def check_endpoints(device: Device) -> None:
+    """What the socket module raises for, and not as an OSError."""
+    for peer in device.peers():
+        if peer.endpoint is not None:
+            assert 0 < peer.endpoint.port < 2**16
+            assert 0 <= peer.endpoint.scope_id < 2**32
+
+
+def _no_file(path: str, mode: str) -> io.BytesIO:
+    """Key files are named by the input, and an input must not open files of this machine."""
+    if "key" not in path:
+        raise FileNotFoundError(2, "No such file or directory")
+    return io.BytesIO(b"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n" + path.encode("utf-8", "replace"))
+
+
+def parsed(text: str) -> config.Config | ConfigError:
+    try:
+        return config.parse_config(text, "/etc/culvert/fuzz.conf")
+    except ConfigError as error:
+        return error
+
+
+def configuration(data: bytes) -> None:
+    """A configuration file: refused with one line that says where, or loaded, and then it is no change."""
+    text = data.decode("utf-8", "replace")
+    with mock.patch.object(config, "open", _no_file, create=True):
+        wanted = parsed(text)
+    if isinstance(wanted, ConfigError):
+        assert "\n" not in str(wanted)
+        return
+    running = relay()
+    try:
+        running.load(wanted)
+        check_endpoints(running.device)
+        said = {peer.public_key: peer.endpoint or peer.endpoint_name for peer in wanted.peers}
+        assert difference(running.device, running.listen_port, wanted, said).peers == ()
+    finally:
+        running.close()
+
+
+def requests(data: bytes) -> None:
+    """What a client writes to the control socket: it is answered or hung up on."""
+    running = relay()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        for sock in (ours, theirs):
+            sock.setblocking(False)
+        client = ControlClient(theirs, running)
+        with contextlib.suppress(BlockingIOError):
+            ours.sendall(data)
+        ours.shutdown(socket.SHUT_WR)
+        answers = bytearray()
+        for _ in range(10_000):
+            alive = client.on_readable() if client.wants_to_read else client.on_writable()
+            with contextlib.suppress(BlockingIOError):
+                answers += ours.recv(1 << 20)
+            if not alive:
+                break
+        else:
+            raise AssertionError("the client is never done with")
+        assert not answers or (b"errno=" in answers and answers.endswith(b"\n\n"))
+    check_endpoints(running.device)
+    assert running.get() == running.get()
+    moment = running.get_timer()
+    if moment is not None:
+        running.device.handle_timer(moment)
+        running.pump()
+    running.close()
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "datagrams": datagrams,
+    "from_peer": from_peer,
+    "from_host": from_host,
+    "configuration": configuration,
+    "requests": requests,
+}
+
+
+# --- The short run
+# -------------------------------------------------------------------------------------------
+
+
+def seeds(target: str) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((CORPUS / target).iterdir())]
+
+
+INTERESTING = (
+    b"\0",
+    b"\x7f",
+    b"\x80",
+    b"\xff",
+    b"\xff" * 2,
+    b"\xff" * 8,
+    b"\n",
+    b"\n\n",
+    b"=",
+    b"0" * 8,
+    b"%1",
+)
+
+
+def changes(target: str, rng: random.Random) -> Iterator[bytes]:
+    """Without end: seeds that were cut, doubled, joined, and written over."""
+    corpus = seeds(target)
+    while True:
+        data = bytearray(rng.choice(corpus))
+        for _ in range(rng.randint(1, 6)):
+            start = rng.randint(0, len(data))
+            end = min(len(data), start + rng.choice((0, 1, 1, 2, 4, 16, 64)))
+            other = rng.choice(corpus)
+            place = rng.randint(0, len(other))
+            data[start:end] = rng.choice(
+                (
+                    b"",
+                    bytes(data[start:end]) * 2,
+                    other[place : place + rng.randint(0, 64)],
+                    rng.choice(INTERESTING),
+                    rng.randbytes(max(1, end - start)),
+                )
+            )
+        yield bytes(data[:8192])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_seeds_and_changes_of_them(target: str) -> None:
+    corpus = seeds(target)
+    assert corpus
+    rng = random.Random(target)
+    for data in corpus:
+        TARGETS[target](data)
+    for data, _ in zip(changes(target, rng), range(CHANGES_OF_EACH_SEED * len(corpus)), strict=False):
+        TARGETS[target](data)
+
+
+def test_every_directory_of_the_corpus_has_its_target() -> None:
+    assert {path.name for path in CORPUS.iterdir()} == set(TARGETS)
