@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The long run of the fuzz targets in test_relay_corpus.py: ``make fuzz ARGS='[SECONDS] [TARGET...]'``.
