@@ -97,6 +97,29 @@ def test_check_on_deployed_hosts_reports_no_change(fleet: Fleet, deployed: str) 
     assert set(run.changed().values()) == {0}, run.output[-6000:]
 
 
+def test_a_peer_is_added_to_a_running_relay(fleet: Fleet, deployed: str) -> None:
+    """The server forgets a client, as if that were new to the inventory: nobody is restarted for it."""
+    ask = "wg show culvert0 public-key"
+    stays, new = (fleet.shell(client, ask).strip() for client in (CLIENT1, CLIENT2))
+    others = f"awk -v RS= -v ORS='\\n\\n' 'index($0, \"{new}\") == 0' culvert0.conf"
+    forget = f"{others} >new && cat new >culvert0.conf && rm new"
+    fleet.shell(SERVER, f"cd /etc/culvert && wg set culvert0 peer {new} remove && {forget}")
+
+    started = "docker inspect --format '{{.State.StartedAt}} {{.State.Pid}}' culvert-culvert0"
+    received = f"wg show culvert0 transfer | awk '$1 == \"{stays}\" {{ print $2 }}'"
+    processes = {host: fleet.shell(host, started) for host in HOSTS}
+    before = int(fleet.shell(SERVER, received))
+    assert before > 0
+    run = fleet.play(SITE, "--diff")
+    assert run.code == 0, run.output[-4000:]
+    assert run.changed() == {SERVER: 1, CLIENT1: 0, CLIENT2: 0}, run.output[-6000:]
+    assert f"peer {new}" in run.output
+    assert f"peer {stays}" not in run.output
+    assert {host: fleet.shell(host, started) for host in HOSTS} == processes
+    assert int(fleet.shell(SERVER, received)) >= before, "the counters of the other session began anew"
+    wait_until_seen(fleet, CLIENT2)
+
+
 def test_the_relay_has_no_more_privileges_than_it_needs(fleet: Fleet, deployed: str) -> None:
     pid = fleet.shell(SERVER, "docker inspect --format '{{.State.Pid}}' culvert-culvert0").strip()
     status = fleet.shell(SERVER, f"cat /proc/{pid}/status")
