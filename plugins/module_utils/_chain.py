@@ -319,21 +319,22 @@ def _shown_jump(spec: ChainSpec) -> str:
 
 
 def _sweepable(spec: ChainSpec, state: ChainState) -> tuple[str, ...]:
-    """What earlier runs made on the nft backend and nobody needs once this chain is gone.
+    """What earlier runs made on the nft backend and nobody needs once this chain is gone: base chains that
+    are empty, and the table if all of it is.
 
-    Whether it is truly empty is for the kernel to say when it is removed; here it is enough that nothing in
-    the table is in use as far as iptables-save shows.
+    Whether it is truly empty is for the kernel to say when it is removed; here it is enough that nothing is
+    in use as far as iptables-save shows.
     """
     if spec.present and state.backend == "nft":
         return ()
     table = state.table("nft", spec.table)
     going = {(origin, position) for origin, position, _rule in jumps_to(spec, table)}
+    busy = set()
     for chain, policy in table.policies.items():
-        if policy == "-" and chain != spec.name:
-            return ()
-        if policy not in ("-", "ACCEPT"):
-            return ()
         remaining = [n for n in range(len(table.rules.get(chain, ()))) if (chain, n) not in going]
-        if remaining and chain != spec.name:
-            return ()
-    return state.leftovers
+        foreign = policy != "ACCEPT"  # a chain of somebody's own ("-"), or a policy that somebody set
+        if chain != spec.name and (foreign or remaining):
+            busy.add(chain)
+    # A leftover is named "ip filter" or "ip filter INPUT".
+    base_chain = {name: (name.split()[2:] or [""])[0] for name in state.leftovers}
+    return tuple(name for name, chain in base_chain.items() if (chain not in busy if chain else not busy))

@@ -153,19 +153,23 @@ def test_the_other_backends_copy_goes() -> None:
 @pytest.mark.parametrize(
     ("policies", "rules", "swept"),
     [
-        ({}, {}, True),
-        ({"OUTPUT": "DROP"}, {}, False),
-        ({"THEIRS": "-"}, {}, False),
-        ({}, {"INPUT": ("-j ACCEPT",)}, False),
+        ({}, {}, ["ip filter FORWARD", "ip filter"]),
+        ({"OUTPUT": "DROP"}, {}, ["ip filter FORWARD"]),
+        ({"THEIRS": "-"}, {}, ["ip filter FORWARD"]),
+        ({}, {"INPUT": ("-j ACCEPT",)}, ["ip filter FORWARD"]),
+        ({"FORWARD": "DROP"}, {}, []),
     ],
 )
-def test_only_an_unused_table_is_swept(policies: dict[str, str], rules: dict[str, Any], swept: bool) -> None:
+def test_only_what_is_unused_is_swept(
+    policies: dict[str, str], rules: dict[str, Any], swept: list[str]
+) -> None:
     table = written(SPEC)
     table = replace(table, policies={**table.policies, **policies}, rules={**table.rules, **rules})
     gone = replace(SPEC, present=False)
-    assert (
-        actions(gone, table, leftovers=("ip filter FORWARD", "ip filter")) == ["write", "sweep"][: 1 + swept]
+    made = _chain.plan(
+        gone, ChainState("nft", {"nft": {"filter": table}}, ("ip filter FORWARD", "ip filter"))
     )
+    assert [list(change.data) for change in made if change.action == "sweep"] == ([swept] if swept else [])
     assert actions(gone, table) == ["write"], "what we have not made is not ours to remove"
     assert actions(SPEC, table, leftovers=("ip filter",)) == []
 
