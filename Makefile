@@ -4,7 +4,7 @@
 # Each command installs what it needs (tools/setup.sh) and can be run again at any time.
 
 ARGS ?=
-# Tests run side by side; those of whole deployments share one fleet and stay together (tests/e2e/conftest.py).
+# Files of tests run side by side, a file's tests in order; the slowest files come first (testpaths in pyproject.toml).
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -24,7 +24,7 @@ demo-down: ## remove the demo
 
 test: ## all tests; ARGS='tests/unit -k name' for some
 	@tools/setup.sh test
-	@tools/run.sh pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	@tools/run.sh pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: ## the relay's parsers, for five minutes; ARGS='600 requests' for seconds and some targets
 	@tools/setup.sh tools

@@ -1,8 +1,8 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One fleet for all end-to-end tests: each file leaves it blank again.
+"""A fleet for each file of end-to-end tests that asks for one.
 
-Their mark `xdist_group` keeps them in one process, in order, while the other tests go on beside them.
+A file's tests run in order and in one process (`--dist loadfile`), the files beside each other.
 """
 
 from __future__ import annotations
@@ -19,10 +19,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fleet import Fleet
 
 
-@pytest.fixture(scope="session")
-def fleet() -> Iterator[Fleet]:
+#: Which quarter of the pretend-public networks a lab has. The demo has 0, Molecule 2.
+NUMBERS = {"site": 1, "refusals": 3}
+
+
+@pytest.fixture(scope="module")
+def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """Blank hosts, made for one file of tests and removed after it."""
     assert os.geteuid() == 0, "the end-to-end tests make container hosts: run them as root"
-    lab = Fleet("e2e", number=1)
+    name = request.module.__name__.rpartition("test_")[2]
+    lab = Fleet(name, NUMBERS[name])
     lab.down()
     lab.up()
     yield lab

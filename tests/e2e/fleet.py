@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A fleet of container hosts for the end-to-end tests, and what can be asked of it.
 
-    e2e-client1 ──┐  "outer"                        "internet"
-                  ├──────────────── e2e-server ──────────────── e2e-internet
-    e2e-client2 ──┘
+    client1 ──┐  "outer"                        "internet"
+              ├────────────────── server ────────────────── internet
+    client2 ──┘
 
 The hosts are those of inventories/demo under another lab name, on other parts of the pretend-public networks,
 so that a demo may run beside. Everything goes through `ansible-playbook` and `docker exec`, as for a person.

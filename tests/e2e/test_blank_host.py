@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from fleet import ROOT, Fleet
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+pytestmark = pytest.mark.e2e
 
-CONTAINER = "culvert-e2e-blank"
+CONTAINER = "culvert-blank-server"
 RUN = [
-    *("docker", "run", "--detach", "--name", CONTAINER, "--label", "io.culvert.lab=e2e"),
+    *("docker", "run", "--detach", "--name", CONTAINER, "--label", "io.culvert.lab=blank"),
     *("--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--security-opt", "seccomp=unconfined"),
     *("--device-cgroup-rule", "a *:* rwm", "--device", "/dev/net/tun", "--cgroupns", "host"),
     *(
@@ -64,7 +64,7 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_check_mode_needs_nothing_on_the_host(inventory: Path) -> None:
     before = shell("dpkg-query --show; ls /etc /usr/local/lib /var/lib")
-    run = Fleet("e2e", number=1).play("playbooks/site.yml", "--check", "--diff", inventory=inventory)
+    run = Fleet("blank", number=1).play("playbooks/site.yml", "--check", "--diff", inventory=inventory)
     assert run.code == 0, run.output[-4000:]
     assert run.changed()["blank"] > 5
     assert "docker.io" in run.output
@@ -73,7 +73,7 @@ def test_check_mode_needs_nothing_on_the_host(inventory: Path) -> None:
 
 
 def test_the_roles_bring_what_they_need(inventory: Path) -> None:
-    fleet = Fleet("e2e", number=1)
+    fleet = Fleet("blank", number=1)
     run = fleet.play("playbooks/site.yml", inventory=inventory)
     assert run.code == 0, run.output[-4000:]
     assert "culvert-culvert0" in shell("docker ps --filter status=running")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fleet import ROOT
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+pytestmark = pytest.mark.e2e
 
 
 def galaxy(*arguments: str) -> None:

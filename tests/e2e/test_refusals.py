@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from fleet import Fleet
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+pytestmark = pytest.mark.e2e
 
 SERVER, CLIENT1, CLIENT2 = HOSTS = ["demo-server", "demo-client1", "demo-client2"]
 # What a run could have begun to do. Comparing everything is test_site.py's work.

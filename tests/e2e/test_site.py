@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fleet import ROOT, Fleet
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+pytestmark = pytest.mark.e2e
 
 SERVER, CLIENT1, CLIENT2 = HOSTS = ["demo-server", "demo-client1", "demo-client2"]
 SITE, TEARDOWN, STATUS = (f"playbooks/{name}.yml" for name in ("site", "teardown", "status"))
