@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fleet import Fleet
 
-
 #: Which quarter of the pretend-public networks a lab has. The demo has 0, Molecule 2.
 NUMBERS = {"site": 1, "refusals": 3}
 
