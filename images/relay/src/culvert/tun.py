@@ -86,6 +86,8 @@ class LinuxTun:
 
     def __init__(self, fd: int, name: str, *, created: bool) -> None:
         self._fd = fd
+        # One for all packets, for the reason that UdpTransport has.
+        self._buffer = bytearray(_MAX_PACKET_BYTES)
         self._control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._name = name
         self.created = created
@@ -168,10 +170,10 @@ class LinuxTun:
 
     def read(self, limit: int) -> list[bytes]:
         packets: list[bytes] = []
-        read, fd = os.read, self._fd
+        readv, fd, buffer = os.readv, self._fd, memoryview(self._buffer)
         try:
             for _ in range(limit):
-                packets.append(read(fd, _MAX_PACKET_BYTES))
+                packets.append(bytes(buffer[: readv(fd, (buffer,))]))
         except BlockingIOError:
             pass
         except OSError as error:

@@ -61,6 +61,9 @@ class UdpTransport:
         self._remembered: dict[tuple[object, ...], tuple[Endpoint, int]] = {}
         self._endpoints: dict[tuple[object, ...], Endpoint] = {}
         self._dead_sources: set[bytes] = set()
+        # One for all: 64 KiB asked of the allocator for each datagram, and nearly all of it given back, leave
+        # the heap so full of holes that it grows for as long as peers come and go.
+        self._buffer = bytearray(MAX_DATAGRAM_BYTES)
         self.port = self._open(port)
         try:
             if mark:
@@ -116,10 +119,10 @@ class UdpTransport:
     def receive(self, fileno: int, limit: int) -> list[Received]:
         received: list[Received] = []
         remembered = self._remembered
-        recvmsg = self._sockets[fileno].recvmsg
+        recvmsg_into, buffer = self._sockets[fileno].recvmsg_into, memoryview(self._buffer)
         for _ in range(limit):
             try:
-                data, ancillary, flags, address = recvmsg(MAX_DATAGRAM_BYTES, _ANCILLARY_BYTES)
+                size, ancillary, flags, address = recvmsg_into((buffer,), _ANCILLARY_BYTES)
             except BlockingIOError:
                 break
             except OSError:
@@ -130,7 +133,7 @@ class UdpTransport:
             known = remembered.get((address, *ancillary))
             if known is None:
                 known = self._remember(address, ancillary)
-            received.append(Received(data, *known))
+            received.append(Received(bytes(buffer[:size]), *known))
         return received
 
     def _remember(self, address: tuple[object, ...], ancillary: _Ancillary) -> tuple[Endpoint, int]:
