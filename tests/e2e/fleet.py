@@ -133,6 +133,10 @@ class Fleet:
     def down(self) -> None:
         run = self.play("inventories/demo/down.yml")
         assert run.code == 0, run.output
+        for kind in (["ps", "--all", "--quiet"], ["network", "ls", "--quiet"]):
+            command = ["docker", *kind, "--filter", f"label=io.culvert.lab={self.name}"]
+            left = subprocess.run(command, text=True, capture_output=True, check=True).stdout
+            assert left == "", f"left behind: {left}"
 
     def shell(self, host: str, script: str, check: bool = True, timeout_s: float = 60) -> str:
         """Run a shell script on a host as root and return what it printed."""
