@@ -119,13 +119,13 @@ class Soak:
         end = self.tunnel.server
         end.wg("set", DEVICE, *self.crowd.words(some, remove=True))
         end.wg("set", DEVICE, *self.crowd.words(some))
+        report.tunnel_handshakes.add(self.tunnel.client.handshake_s(self.tunnel.server_key.public))
         self.crowd.renew(some.start, len(some))
         answer = self.crowd.ping(rounds=2, window=self.crowd.size)
         report.churned += len(some)
         report.echoes += answer.sent
         report.lost_echoes += answer.sent - answer.received
         report.handshakes += answer.handshakes
-        report.tunnel_handshakes.add(self.tunnel.client.handshake_s(self.tunnel.server_key.public))
 
     def _sample(self, report: Report, seconds: float) -> Sample:
         server, client = _usage(self.tunnel.server), _usage(self.tunnel.client)

@@ -7,8 +7,10 @@ The network is the one of soak.py.
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from tests.netns.lab import Lab
-from tests.netns.soak import Sample, Soak
+from tests.netns.soak import Soak
 from tests.netns.topology import Tunnel
 
 MEMBERS = 100
@@ -30,16 +32,9 @@ def test_churn_and_a_transfer_leave_memory_and_descriptors_flat(lab: Lab) -> Non
     assert len(report.tunnel_handshakes) == 1, "others' coming and going costs nobody a session"
     assert leaked_peers(soak.tunnel) == 0
 
-    settled = [sample for sample in report.samples if sample.seconds >= WARM_UP_S]
-    assert len({sample.server.descriptors for sample in settled}) == 1
-    assert len({sample.client.descriptors for sample in settled}) == 1
-
-    def server_bytes(sample: Sample) -> float:
-        return sample.server.resident_bytes
-
-    def client_bytes(sample: Sample) -> float:
-        return sample.client.resident_bytes
-
-    for value in (server_bytes, client_bytes):
-        first, last = report.thirds(value, WARM_UP_S)
-        assert last - first < MAX_GROWTH_BYTES, f"{value.__name__}: {first} -> {last}"
+    # Medians: at the moment of a sample a relay may not have closed a connection that `wg` has ended.
+    for end in ("server", "client"):
+        first, last = report.thirds(attrgetter(f"{end}.descriptors"), WARM_UP_S)
+        assert first == last, f"descriptors of the {end}"
+        first, last = report.thirds(attrgetter(f"{end}.resident_bytes"), WARM_UP_S)
+        assert last - first < MAX_GROWTH_BYTES, f"memory of the {end}"
