@@ -1,6 +1,6 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The life of a deployment, in order: blank hosts, dry run, deploy, use, run again, teardown; then reboots."""
+"""A deployment's life, in order: blank hosts, dry run, deploy, use, run again, teardown; then reboots."""
 
 from __future__ import annotations
 
