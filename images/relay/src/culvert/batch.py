@@ -9,18 +9,88 @@ implementation in pure Python. Another implementation must pass the same tests.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from .constants import PADDING_MULTIPLE, TAG_BYTES
+from .endpoint import Endpoint
 from .messages import DATA_HEADER, DATA_HEADER_BYTES, TYPE_DATA
 
-__all__ = ["Batch", "Buffer", "PureBatch", "padding"]
+__all__ = [
+    "Accept",
+    "Batch",
+    "Buffer",
+    "Chunk",
+    "Flow",
+    "Piece",
+    "PureBatch",
+    "Received",
+    "Sifted",
+    "padding",
+]
 
 Buffer = bytes | bytearray | memoryview
+
+
+class Chunk(NamedTuple):
+    """Datagrams that one system call can send (``UDP_SEGMENT``): at most 64, and 65,507 bytes."""
+
+    data: Buffer
+    segment_bytes: int
+    "The length of every datagram in ``data`` but the last, which may be shorter."
+
+
+class Flow(NamedTuple):
+    """Consecutive frames, ``frames[start:stop]``, with one destination and one kind of ECN."""
+
+    destination: bytes | None
+    "Packed; None where it is no IP packet, or a superpacket that cannot be cut."
+    ecn: int
+    start: int
+    stop: int
+    segments: int
+    "Data messages, and so counters, that sealing them takes."
+
+
+class Received(NamedTuple):
+    """What a transport hands up: a datagram, or a run of them from one sender (``UDP_GRO``)."""
+
+    data: Buffer
+    "Valid until the transport's next ``receive``."
+    endpoint: Endpoint
+    ecn: int = 0
+    "The two ECN bits of the outer header."
+    segment_bytes: int = 0
+    "The length of every datagram but the last, which may be shorter; 0 for a single one."
+
+
+class Piece(NamedTuple):
+    """A run of datagrams, each of ``segment_bytes`` but the last, which may be shorter."""
+
+    data: Buffer
+    segment_bytes: int
+
+
+class Sifted(NamedTuple):
+    """Consecutive data messages for one session from one endpoint, or one other message."""
+
+    receiver: int
+    "The receiver index of data messages; -1 for anything else."
+    endpoint: Endpoint
+    congested: bool
+    "Whether the outer header says that a router is congested (RFC 3168)."
+    pieces: list[Piece]
+
+
+Accept = Callable[[int, int, int, bytes | None], int]
+"""``accept(counter, count, size_bytes, source)``: which of ``count`` authentic messages, with the counters
+``counter``, ``counter + 1``, …, are new and may be delivered, as bits (bit 0 is the first).
+
+``size_bytes`` counts the datagrams. ``source`` is the inner source address that they share, packed; None for
+keepalives, ``b""`` for what is no IP packet."""
 
 # Section 5.4.6: the nonce is four zero bytes and the counter, little-endian.
 _NONCE = struct.Struct("<4xQ")

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from .allowedips import Network
-from .batch import Batch, Buffer
+from .batch import Batch, Buffer, Received
 from .constants import (
     ICMP_BURST,
     ICMP_RATE_PER_S,
@@ -39,15 +38,6 @@ from .peer import Peer
 from .ratelimit import TokenBucket
 
 __all__ = ["Device", "Received"]
-
-
-class Received(NamedTuple):
-    """A datagram as a transport hands it up."""
-
-    data: bytes
-    endpoint: Endpoint
-    ecn: int = 0
-    "The two ECN bits of the outer header."
 
 
 class Device:
