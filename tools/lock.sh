@@ -19,3 +19,4 @@ lock() {
 lock requirements-dev.in requirements-dev.txt --python-version 3.11
 lock tools/collections.in tools/collections.txt --python-version 3.12 --no-deps
 lock images/relay/requirements.in images/relay/requirements.txt --python-version 3.11
+lock images/relay/requirements-build.in images/relay/requirements-build.txt --python-version 3.11

@@ -24,6 +24,7 @@ if [[ $1 != tools ]]; then
     tools/host_image.sh trixie
 fi
 if [[ $1 == test ]]; then
+    tools/native.sh
     tools/host_image.sh bookworm
     tools/host_image.sh blank
 fi
