@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test fuzz bench-load soak lint sanity image build setup deps-update clean
+.PHONY: help demo demo-down test fuzz bench bench-load soak lint sanity image build setup deps-update clean
 
 help: ## this list
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk -F: '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -29,6 +29,11 @@ test: ## all tests; ARGS='tests/unit -k name' for some
 fuzz: ## the relay's parsers, for five minutes; ARGS='600 requests' for seconds and some targets
 	@tools/setup.sh tools
 	@tools/run.sh python images/relay/tests/fuzz.py $(ARGS)
+
+bench: ## our relay beside wireguard-go, OpenVPN, Nebula and tinc; ARGS=--quick, ARGS=--help
+	@tools/packages.sh bench
+	@tools/setup.sh tools
+	@tools/run.sh python -m bench.throughput $(ARGS)
 
 bench-load: ## what many peers and a flood cost a relay; ARGS='--peers 10 1000'
 	@tools/packages.sh test

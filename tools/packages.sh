@@ -4,15 +4,16 @@
 #
 # Installs Debian packages that are not there yet.
 #
-#   packages.sh demo|test        what tools/system-packages.txt lists for that command
+#   packages.sh demo|test|bench  what tools/system-packages.txt lists for that command
 #   packages.sh --only NAME...   these
 . "$(dirname "$0")/lib.sh"
 
 case ${1:-} in
     demo) pattern='^demo ' ;;
     test) pattern='^(demo|test) ' ;;
+    bench) pattern='^(demo|test|bench) ' ;;
     --only) pattern='' ;;
-    *) die "usage: packages.sh demo|test, or packages.sh --only NAME..." ;;
+    *) die "usage: packages.sh demo|test|bench, or packages.sh --only NAME..." ;;
 esac
 if [[ -n $pattern ]]; then
     mapfile -t wanted < <(grep -E "$pattern" tools/system-packages.txt | cut -d' ' -f2)

@@ -1,0 +1,202 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Our relay beside the VPNs that Debian packages: throughput, processor time, round trips, memory.
+
+    make bench      or, as root,      python -m bench.throughput
+
+Needs root (network namespaces), and a quiet machine for numbers worth keeping. In every round each contender
+is started anew in a network of its own (bench/topology.py), measured and taken away, in turns forwards and
+backwards; the report has medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench import measure
+from bench.machine import describe
+from bench.packaged import Nebula, OpenVpn, Tinc
+from bench.report import Results, markdown, number
+from bench.topology import Contender, Options, Raw, make_hosts
+from bench.wireguard import CompiledRelay, DebianWireGuardGo, PythonRelay
+from tests.netns.endpoints import REPOSITORY
+from tests.netns.lab import Lab, LabError, remove_stale
+
+CONTENDERS: dict[str, type[Contender]] = {
+    kind.name: kind for kind in (Raw, CompiledRelay, PythonRelay, DebianWireGuardGo, OpenVpn, Nebula, Tinc)
+}
+METRICS = ("tcp1", "tcp4", "idle")
+QUICK_CONTENDERS = ("raw", "compiled", "python", "wireguard-go", "openvpn")
+PROGRAMS = (
+    "iperf3 ip nsenter setpriv sysctl ping ethtool wg wireguard-go openvpn openssl nebula nebula-cert tincd"
+)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def summary(values: measure.Values) -> str:
+    """The values of one round of one contender, on a line."""
+    parts = [f"start {number(values['start.s'])} s"]
+    for key, value in values.items():
+        name, _, unit = key.partition(".")
+        if unit == "gbit_s":
+            ends = [values.get(f"{name}.{end}_cpu_s_gb") for end in ("client", "server")]
+            cpu = f" ({' / '.join(number(end) for end in ends)} CPU-s/GB)" if all(ends) else ""
+            parts.append(f"{name} {number(value)} Gbit/s{cpu}")
+        elif unit == "rtt_ms" and name == "idle":
+            parts.append(f"idle {number(value)} ms")
+        elif unit == "packets_s":
+            parts.append(f"{name} {number(value)}/s")
+    return ", ".join(parts)
+
+
+def measure_one(contender: Contender, metrics: list[str], seconds: int) -> measure.Values:
+    """One round of one contender."""
+    values = {"start.s": contender.first_reply_s()}
+    measure.serve(contender)
+    if "idle" in metrics:
+        values |= measure.idle(contender)
+    measure.warm_up(contender)
+    for streams in (1, 4):
+        if f"tcp{streams}" in metrics:
+            for down in (False, True):
+                values |= measure.tcp(contender, streams, down, seconds)
+    return values
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Nothing interrupts the clean-up."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def one_round(kind: type[Contender], directory: Path, options: argparse.Namespace) -> measure.Values:
+    """Build the network, measure, and take it away again."""
+    lab = Lab(directory)
+    try:
+        hosts = make_hosts(lab, plain_wire=options.plain_wire)
+        contender = kind(hosts, Options(options.peers, options.disable_offloads))
+        return measure_one(contender, options.metrics, options.seconds)
+    finally:
+        with undisturbed():
+            lab.close()
+
+
+def run(options: argparse.Namespace, directory: Path) -> tuple[Results, list[str]]:
+    """All rounds; returns the results and what went wrong."""
+    results = Results({name: kind.title for name, kind in CONTENDERS.items()})
+    failures: list[str] = []
+    start = time.monotonic()
+    for number_of_round in range(options.rounds):
+        order = options.only if number_of_round % 2 == 0 else options.only[::-1]
+        say(f"==> round {number_of_round + 1} of {options.rounds} ({time.monotonic() - start:.0f} s)")
+        for name in order:
+            try:
+                values = one_round(CONTENDERS[name], directory / f"{number_of_round}-{name}", options)
+            except LabError as error:
+                failures.append(f"round {number_of_round + 1}, {name}: {error}")
+                say(f"    {name:<13} failed: {error}")
+                continue
+            results.add(name, values)
+            say(f"    {name:<13} {summary(values)}")
+    return results, failures
+
+
+def write(results: Results, failures: list[str], options: argparse.Namespace) -> str:
+    """Write the report's files; returns its text."""
+    wire = "without segmentation offload on the wire" if options.plain_wire else "veth with all its offloads"
+    packages = [CONTENDERS[name].package for name in options.only if CONTENDERS[name].package]
+    machine = describe([*packages, "iperf3"])
+    notes = [
+        f"Machine: {machine}.",
+        f"Client to server: {wire}. {options.rounds} rounds of {options.seconds} s: median ± half of the range.",
+    ]
+    text = markdown(results, "Throughput, side by side", notes)
+    directory: Path = options.output
+    directory.mkdir(parents=True, exist_ok=True)
+    stem = "throughput-plain-wire" if options.plain_wire else "throughput"
+    (directory / f"{stem}.md").write_text(text)
+    raw = {"machine": machine, "options": vars(options), "values": results.values, "failures": failures}
+    (directory / f"{stem}.json").write_text(json.dumps(raw, indent=1, default=str) + "\n")
+    say(f"==> written: {directory / stem}.md, .json")
+    return text
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    seconds = "of each TCP measurement; default %(default)s, at most 30"
+    peers = "peers that a WireGuard server knows (%(default)s)"
+    output = REPOSITORY / ".cache" / "bench"
+    add("--quick", action="store_true", help="one TCP stream, fewer contenders, under two minutes")
+    add("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of: {', '.join(CONTENDERS)}")
+    add("--metrics", nargs="+", choices=METRICS, metavar="NAME", help=f"of: {', '.join(METRICS)}")
+    add("--rounds", type=int, default=3, metavar="N", help="default %(default)s, at most 20")
+    add(
+        "--seconds",
+        type=int,
+        default=2,
+        metavar="S",
+        help=seconds,
+    )
+    add("--plain-wire", action="store_true", help="no segmentation offload between client and server")
+    add("--peers", type=int, default=10, metavar="N", help=peers)
+    add("--disable-offloads", default="", metavar="LIST", help="given to our relay")
+    add(
+        "--output",
+        type=Path,
+        default=output,
+        metavar="DIRECTORY",
+        help="%(default)s",
+    )
+    options = parser.parse_args()
+    if not (1 <= options.rounds <= 20 and 1 <= options.seconds <= 30 and 1 <= options.peers <= 5000):
+        parser.error("--rounds, --seconds or --peers is out of bounds")
+    options.only = options.only or list(QUICK_CONTENDERS if options.quick else CONTENDERS)
+    options.metrics = options.metrics or (["tcp1"] if options.quick else list(METRICS))
+    return options
+
+
+def stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    options = parse()
+    missing = [program for program in PROGRAMS.split() if not shutil.which(program)]
+    if os.geteuid() != 0 or missing:
+        say("must run as root" if os.geteuid() else f"missing: {', '.join(missing)}; tools/packages.sh bench")
+        return 1
+    signal.signal(signal.SIGTERM, stop)
+    remove_stale()
+    try:
+        with tempfile.TemporaryDirectory(prefix="culvert-bench-") as directory:
+            results, failures = run(options, Path(directory))
+    except KeyboardInterrupt:
+        say("interrupted; everything is taken away again")
+        return 130
+    say("\n" + write(results, failures, options))
+    for failure in failures:
+        say(f"FAILED: {failure.splitlines()[0]}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
