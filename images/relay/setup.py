@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The part of the build that pyproject.toml has no words for: the optional extension ``culvert._native``.
 
-Without Cython, a C compiler or OpenSSL's headers the package is built all the same, and seals packets in Python.
-Builds that must not end like that (the image, the wheels, the checkout's tests) say so in the environment:
+Without Cython, a C compiler or OpenSSL's headers the package is built all the same, and seals packets in
+Python. Builds that must not end like that (the image, the wheels, the checkout's tests) say so in the environment:
 
 ``CULVERT_NATIVE=required``
     fail where the extension cannot be built
