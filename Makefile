@@ -33,6 +33,7 @@ fuzz: ## the relay's parsers, for five minutes; ARGS='600 requests' for seconds 
 bench: ## our relay beside wireguard-go, OpenVPN, Nebula and tinc; ARGS=--quick, ARGS=--help
 	@tools/packages.sh bench
 	@tools/setup.sh tools
+	@tools/native.sh
 	@tools/run.sh python -m bench.throughput $(ARGS)
 
 bench-load: ## what many peers and a flood cost a relay; ARGS='--peers 10 1000'

@@ -126,7 +126,7 @@ def write(results: Results, failures: list[str], options: argparse.Namespace) ->
     machine = describe([*packages, "iperf3"])
     notes = [
         f"Machine: {machine}.",
-        f"Client to server: {wire}. {options.rounds} rounds of {options.seconds} s: median ± half of the range.",
+        f"Client to server: {wire}. Medians of {options.rounds} rounds, ± half of the range.",
     ]
     text = markdown(results, "Throughput, side by side", notes)
     directory: Path = options.output

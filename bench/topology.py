@@ -68,7 +68,7 @@ class Contender(abc.ABC):
     """One way from client to internet, started anew for each measurement round.
 
     ``start_server`` returns when the server can be called; ``start_client`` when its process runs, whether
-    or not the tunnel carries anything yet. After that the client's only route to the internet host is the tunnel.
+    or not the tunnel carries anything yet. After that the tunnel is the client's only route to the internet.
     """
 
     name: ClassVar[str]
