@@ -13,10 +13,12 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .choose import BATCHES
 from .config import load_config
 from .control import DEFAULT_DIRECTORY
 from .errors import ConfigError, CulvertError
 from .keys import Identity, decode_base64, encode_base64, generate_preshared, generate_private
+from .offloads import parse_offloads
 from .run import RunOptions, run
 from .show import devices, query, render
 
@@ -53,6 +55,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--config", metavar="FILE", help="what to load; without it, an empty device")
     command.add_argument("--user", metavar="UID[:GID]", help="become this user, keeping NET_ADMIN alone")
     command.add_argument("--background", action="store_true", help="fork once all is ready")
+    command.add_argument(
+        "--batch",
+        choices=BATCHES,
+        help="what seals and opens packets (default: the file's Batch, else auto: compiled if it is there)",
+    )
+    command.add_argument(
+        "--disable-offloads",
+        metavar="LIST",
+        type=_offloads,
+        help="kernel offloads not to use: tso,uso,gso,gro or none (default: the file's DisableOffloads)",
+    )
     _add_directory(command)
     command.set_defaults(command=_run)
 
@@ -89,6 +102,13 @@ def _add_directory(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _offloads(text: str) -> frozenset[str]:
+    try:
+        return parse_offloads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _run(options: argparse.Namespace) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"culvert {options.name}: %(levelname)s: %(message)s"
@@ -100,6 +120,8 @@ def _run(options: argparse.Namespace) -> int:
             user=options.user,
             background=options.background,
             socket_directory=options.socket_directory,
+            batch=options.batch,
+            disable_offloads=options.disable_offloads,
         )
     )
 

@@ -1,6 +1,7 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The configuration file: WireGuard's INI dialect, with two options of our own for keys kept in files.
+"""The configuration file: WireGuard's INI dialect, with options of our own: two for keys kept in files, two
+for how the relay moves packets.
 
 Read as ``wg setconf`` reads it: ``#`` starts a comment, names are case-insensitive, spaces do not count.
 """
@@ -14,9 +15,11 @@ from ipaddress import ip_network
 from typing import Any
 
 from .allowedips import Network
+from .choose import parse_batch
 from .endpoint import Endpoint, parse_endpoint, split_host_port
 from .errors import ConfigError
 from .keys import ZERO_KEY, Identity, decode_base64
+from .offloads import parse_offloads
 
 __all__ = ["Config", "PeerConfig", "load_config", "parse_config", "parse_prefix"]
 
@@ -59,6 +62,10 @@ class Config:
     listen_port: int | None = None
     fwmark: int = 0
     mtu_bytes: int | None = None
+    batch: str | None = None
+    "What seals and opens packets (:func:`~culvert.choose.choose_batch`); None where the file does not say."
+    disable_offloads: frozenset[str] | None = None
+    "None where the file does not say."
     peers: tuple[PeerConfig, ...] = ()
 
 
@@ -160,6 +167,8 @@ _INTERFACE: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "listenport": ("ListenPort", _port),
     "fwmark": ("FwMark", _fwmark),
     "mtu": ("MTU", _mtu),
+    "batch": ("Batch", parse_batch),
+    "disableoffloads": ("DisableOffloads", parse_offloads),
 }
 _PEER: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "publickey": ("PublicKey", decode_base64),
@@ -170,6 +179,8 @@ _PEER: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "persistentkeepalive": ("PersistentKeepalive", _keepalive),
 }
 _REPEATABLE = frozenset(("allowedips",))
+# Lists, which may have no members.
+_MAY_BE_EMPTY = frozenset(("allowedips", "disableoffloads"))
 
 
 class _Section:
@@ -223,7 +234,7 @@ class _Parser:
         label, read = table[key]
         if key in section.values and key not in _REPEATABLE:
             raise self._error(number, f"{label} is set twice (first on line {section.lines[key]})")
-        if not value and key != "allowedips":
+        if not value and key not in _MAY_BE_EMPTY:
             raise self._error(number, f"{label} has no value")
         try:
             result = read(value) if read is not None else self._read_key_file(value)
@@ -289,6 +300,8 @@ class _Parser:
             listen_port=values.get("listenport"),
             fwmark=values.get("fwmark", 0),
             mtu_bytes=values.get("mtu"),
+            batch=values.get("batch"),
+            disable_offloads=values.get("disableoffloads"),
             peers=tuple(peers),
         )
 

@@ -38,6 +38,9 @@ class ControlTarget(Protocol):
     def get(self) -> str:
         """The device's state, see :func:`culvert.uapi.format_get`."""
 
+    def about(self) -> str:
+        """How the process works, see :func:`culvert.uapi.format_about`."""
+
     def apply(self, update: DeviceUpdate) -> None:
         """:raises RequestError: it cannot be done; nothing was."""
 
@@ -97,6 +100,11 @@ def answer(request: bytes, target: ControlTarget) -> bytes | None:
             if lines:
                 raise RequestError(errno.EINVAL, "get=1 is followed by an empty line")
             return target.get().encode("ascii") + _status(0)
+        if operation == "culvert=1":
+            # Ours alone: other implementations hang up on it.
+            if lines:
+                raise RequestError(errno.EINVAL, "culvert=1 is followed by an empty line")
+            return target.about().encode("ascii") + _status(0)
         if operation == "set=1":
             target.apply(parse_set(lines))
             return _status(0)

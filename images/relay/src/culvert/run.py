@@ -14,11 +14,13 @@ import os
 import time
 from dataclasses import dataclass
 
+from .choose import AUTO, choose_batch
 from .config import Config, load_config
 from .control import DEFAULT_DIRECTORY, listen, socket_path
 from .device import Device
 from .errors import ConfigError, CulvertError
 from .loop import Loop
+from .offloads import format_offloads
 from .privileges import drop_to, harden, parse_user
 from .relay import Relay
 from .transport.udp import UdpTransport
@@ -38,6 +40,20 @@ class RunOptions:
     user: str | None = None
     background: bool = False
     socket_directory: str = DEFAULT_DIRECTORY
+    batch: str | None = None
+    "A name of :data:`culvert.choose.BATCHES`; None leaves it to the file."
+    disable_offloads: frozenset[str] | None = None
+    "Names of :data:`culvert.offloads.OFFLOADS`; None leaves it to the file."
+
+    def batch_with(self, config: Config | None) -> str:
+        """What is to seal and open packets: the command line's word goes before the file's."""
+        return self.batch or (config.batch if config is not None else None) or AUTO
+
+    def disabled_with(self, config: Config | None) -> frozenset[str]:
+        """The offloads not to be used: the command line's word goes before the file's."""
+        if self.disable_offloads is not None:
+            return self.disable_offloads
+        return (config.disable_offloads if config is not None else None) or frozenset()
 
 
 def boot_clock() -> float:
@@ -58,10 +74,14 @@ def run(options: RunOptions) -> int:
         if user is not None:
             drop_to(*user)
         config_path = None if options.config is None else os.path.abspath(options.config)
-        loop = Loop(boot_clock, control, lambda: _reload(relay, config_path))
-        relay = Relay(Device(time.time_ns), tun, UdpTransport, boot_clock, loop.transport_changed)
-        if config_path is not None:
-            _configure(relay, tun, load_config(config_path), config_path)
+        config = None if config_path is None else _load(config_path)
+        batch_name = options.batch_with(config)
+        loop = Loop(boot_clock, control, lambda: _reload(relay, config_path, options, batch_name))
+        device = Device(time.time_ns, batch=choose_batch(batch_name))
+        relay = Relay(device, tun, UdpTransport, boot_clock, loop.transport_changed)
+        relay.set_offloads(options.disabled_with(config))
+        if config is not None:
+            _configure(relay, tun, config)
         if tun.created:
             tun.bring_up()
         loop.attach(relay)
@@ -69,7 +89,13 @@ def run(options: RunOptions) -> int:
         loop.handle_signals()
         if options.background:
             _fork(loop)
-        _log.info("ready: UDP port %d, %d peers", relay.listen_port, len(list(relay.device.peers())))
+        _log.info(
+            "ready: UDP port %d, %d peers, batch %s, offloads %s",
+            relay.listen_port,
+            len(list(device.peers())),
+            device.batch_name,
+            format_offloads(relay.offloads),
+        )
         loop.run()
         relay.close()
     finally:
@@ -81,27 +107,40 @@ def run(options: RunOptions) -> int:
     return 0
 
 
-def _configure(relay: Relay, tun: LinuxTun, config: Config, path: str) -> None:
+def _load(path: str) -> Config:
+    """:raises ConfigError: it is no configuration to run with."""
+    config = load_config(path)
     if config.private_key is None:
         raise ConfigError(path, 0, "has no PrivateKey or PrivateKeyFile in [Interface]")
+    return config
+
+
+def _configure(relay: Relay, tun: LinuxTun, config: Config) -> None:
     if config.mtu_bytes is not None and tun.created:
         tun.set_mtu(config.mtu_bytes)
     relay.load(config)
 
 
-def _reload(relay: Relay, path: str | None) -> None:
-    """SIGHUP: the file is taken whole or not at all."""
+def _reload(relay: Relay, path: str | None, options: RunOptions, batch_name: str) -> None:
+    """SIGHUP: the file is taken whole or not at all.
+
+    :param batch_name: what the process was started with.
+    """
     if path is None:
         _log.warning("SIGHUP ignored: started without --config")
         return
     try:
-        config = load_config(path)
-        if config.private_key is None:
-            raise ConfigError(path, 0, "has no PrivateKey or PrivateKeyFile in [Interface]")
+        config = _load(path)
         relay.load(config)
     except CulvertError as error:
         _log.error("reload refused, nothing changed: %s", error)
         return
+    off = options.disabled_with(config)
+    if off != relay.disabled_offloads:
+        relay.set_offloads(off)
+    if options.batch_with(config) != batch_name:
+        # Session keys are the old one's: they cannot be handed over without ending the sessions.
+        _log.warning("Batch = %s needs a restart: %s until then", options.batch_with(config), batch_name)
     _log.info("configuration reloaded: %d peers", len(config.peers))
 
 

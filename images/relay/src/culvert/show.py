@@ -49,15 +49,18 @@ def _is_alive(path: str) -> bool:
 def query(name: str, directory: str = DEFAULT_DIRECTORY) -> dict[str, Any]:
     """The state of one device, without any secret key.
 
+    ``batch`` and ``offloads`` are None where the device is another program's.
+
     :raises CulvertError: nobody answers.
     """
     path = socket_path(name, directory)
-    text = _exchange(path)
+    text, about = _exchange(path)
     device: dict[str, Any] = {
         "name": name,
         "public_key": None,
         "listen_port": 0,
         "fwmark": 0,
+        **_read_about(about),
         "peers": [],
     }
     peer: dict[str, Any] = {}
@@ -78,6 +81,16 @@ def query(name: str, directory: str = DEFAULT_DIRECTORY) -> dict[str, Any]:
         elif key == "errno" and value != "0":
             raise CulvertError(f"{path}: the device answers errno {value}")
     return device
+
+
+def _read_about(text: str) -> dict[str, Any]:
+    """The answer to ``culvert=1``; another program's answer to it (none, or an errno) says nothing."""
+    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    if values.get("errno") != "0" or not {"batch", "offloads"} <= values.keys():
+        return {"batch": None, "offloads": None}
+    # Names that we do not know may be a later relay's.
+    offloads = [name for name in values["offloads"].split(", ") if name != "none"]
+    return {"batch": values["batch"], "offloads": offloads}
 
 
 _PEER_KEYS: dict[str, tuple[str, Any]] = {
@@ -105,24 +118,39 @@ def _base64(hexadecimal: str) -> str:
     return base64.b64encode(bytes.fromhex(hexadecimal)).decode("ascii")
 
 
-def _exchange(path: str) -> str:
+def _exchange(path: str) -> tuple[str, str]:
+    """The answers to ``get=1`` and, if there is one, to ``culvert=1``."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
         sock.settimeout(_TIMEOUT_S)
         try:
             sock.connect(path)
             sock.sendall(b"get=1\n\n")
-            received = bytearray()
-            while not received.endswith(b"\n\n"):
-                data = sock.recv(1 << 16)
-                if not data:
-                    raise CulvertError(f"{path}: the device hung up")
-                received += data
+            state = _receive(sock)
         except FileNotFoundError:
             raise CulvertError(f"{path}: there is no such control socket: is the relay running?") from None
         except TimeoutError:
             raise CulvertError(f"{path}: no answer in {_TIMEOUT_S:.0f} s") from None
         except OSError as error:
             raise CulvertError(f"{path}: {error.strerror}") from None
+        if state is None:
+            raise CulvertError(f"{path}: the device hung up")
+        try:
+            sock.sendall(b"culvert=1\n\n")
+            about = _receive(sock)
+        except OSError:
+            # Hung up on, or left without an answer: it is not one of ours.
+            about = None
+    return state, about or ""
+
+
+def _receive(sock: socket.socket) -> str | None:
+    """One answer, to the empty line that ends it; None when the other side hung up before that."""
+    received = bytearray()
+    while not received.endswith(b"\n\n"):
+        data = sock.recv(1 << 16)
+        if not data:
+            return None
+        received += data
     return received.decode("ascii", errors="replace")
 
 
@@ -133,6 +161,9 @@ def render(device: dict[str, Any]) -> str:
         lines.append(f"  listening port: {device['listen_port']}")
     if device["fwmark"]:
         lines.append(f"  fwmark: {device['fwmark']:#x}")
+    if device["batch"] is not None:
+        lines.append(f"  batch: {device['batch']}")
+        lines.append(f"  offloads: {', '.join(device['offloads']) or 'none'}")
     for peer in device["peers"]:
         lines += ["", f"peer: {peer['public_key']}"]
         if peer["endpoint"]:
