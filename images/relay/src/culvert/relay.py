@@ -24,13 +24,15 @@ from .reload import difference
 from .resolve import Resolution, Resolver
 from .transport import Transport, TransportFactory
 from .tun import Tun
-from .uapi import format_get
+from .uapi import format_about, format_get
 from .update import DeviceUpdate, apply_peers, check_peers
 
 __all__ = ["Relay"]
 
-# Packets or datagrams moved before the other descriptors get their turn.
-_RUN = 128
+# Moved before the other descriptors get their turn: so many frames, or datagrams and runs, as long as they
+# are together not much more than the 256 KiB at which the devices stop by themselves.
+_FRAMES = 128
+_DATAGRAMS = 64
 _RESOLVE_RETRY_S = 10.0
 _LOG_EVERY_ATTEMPTS = 12
 # Log lines that a peer can cause at will, by handshakes and by moving about: as many at once, and a second.
@@ -66,11 +68,13 @@ class Relay:
         self._clock = clock
         self._on_transport = on_transport
         self._fixed_port = 0
+        self._off: frozenset[str] = frozenset()
         self._log_budget = TokenBucket(_LOG_RATE_PER_S, _LOG_BURST, clock())
         self._names: dict[bytes, tuple[str, int]] = {}
         self._configured_endpoints: dict[bytes, object] = {}
         self._resolve_at: dict[bytes, float] = {}
         device.mtu_bytes = tun.mtu_bytes
+        device.coalesce = tun.coalesce
 
     # --- Control --------------------------------------------------------------------------------------------
 
@@ -82,6 +86,29 @@ class Relay:
     def get(self) -> str:
         """The state, for the control socket."""
         return format_get(self.device, self.listen_port, self.fwmark)
+
+    def about(self) -> str:
+        """How packets are moved, for the control socket."""
+        return format_about(self.device.batch_name, self.offloads)
+
+    @property
+    def offloads(self) -> frozenset[str]:
+        """The kernel's offloads in effect now (names of :mod:`culvert.offloads`)."""
+        outside = self.transport.offloads if self.transport is not None else frozenset[str]()
+        return self.tun.offloads | outside
+
+    def set_offloads(self, off: frozenset[str]) -> None:
+        """Use all offloads but ``off``. Those that the kernel refused before are tried anew."""
+        self._off = off
+        self.tun.set_offloads(off)
+        self.device.coalesce = self.tun.coalesce
+        if self.transport is not None:
+            self.transport.set_offloads(off)
+
+    @property
+    def disabled_offloads(self) -> frozenset[str]:
+        """What :meth:`set_offloads` was told last."""
+        return self._off
 
     def apply(self, update: DeviceUpdate) -> None:
         """Do what a request says.
@@ -118,6 +145,7 @@ class Relay:
     def _open(self, port: int, mark: int) -> None:
         old = self.transport
         self.transport = self._open_transport(port, mark)
+        self.transport.set_offloads(self._off)
         self._on_transport(old, self.transport)
         if old is not None:
             old.close()
@@ -159,16 +187,16 @@ class Relay:
 
     def on_tun_readable(self) -> None:
         """:raises DeviceGone: the device was deleted."""
-        packets = self.tun.read(_RUN)
-        if packets:
-            self.device.send_packets(packets, self._clock())
+        frames = self.tun.read(_FRAMES)
+        if frames:
+            self.device.send_frames(frames, self._clock())
             self.pump()
 
     def on_transport_readable(self, fileno: int) -> None:
         """:raises DeviceGone: the device was deleted."""
         if self.transport is None:
             return
-        received = self.transport.receive(fileno, _RUN)
+        received = self.transport.receive(fileno, _DATAGRAMS)
         if received:
             self.device.receive_datagrams(received, self._clock())
             self.pump()
@@ -185,9 +213,11 @@ class Relay:
 
     def pump(self) -> None:
         """Move what the engine has made to where it belongs."""
-        packets = self.device.packets_to_write()
-        if packets:
-            self.tun.write(packets)
+        frames = self.device.frames_to_write()
+        if frames:
+            self.tun.write(frames)
+            # It may have found out that it takes less than it promised.
+            self.device.coalesce = self.tun.coalesce
         runs = self.device.datagrams_to_send()
         if runs and self.transport is not None:
             for endpoint in self.transport.send(runs):

@@ -2,7 +2,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """TUN devices: Linux's, and one in memory for tests.
 
-Both deliver and take whole IP packets without any header (``IFF_NO_PI``).
+Both deliver and take frames (:mod:`culvert.frame`), many at a time. What the kernel does with a device that
+existed before us (Linux 6.18, pinned by the tests):
+
+* ``multi_queue`` is a property of the device: attaching otherwise than it was made is EINVAL.
+* ``vnet_hdr`` is not: each program that attaches chooses anew. Only on a multi-queue device that somebody
+  holds already is the choice ignored, without an error, and the first one's stays.
+* The size of the header and the offloads outlive whoever set them. So both are set at every start, and the
+  offloads are taken back at the end: the next program may not know what a superpacket is.
 """
 
 from __future__ import annotations
@@ -10,25 +17,45 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
+import logging
 import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from .batch import Buffer
 from .errors import CulvertError
+from .frame import (
+    COALESCE_TCP,
+    COALESCE_UDP,
+    GSO_ECN,
+    GSO_NONE,
+    GSO_UDP_L4,
+    MAX_PACKET_BYTES,
+    PLAIN,
+    VNET_HEADER_BYTES,
+)
+from .offloads import TSO, USO
+from .segment import cut
 
 __all__ = ["DeviceGone", "LinuxTun", "MemoryTun", "Tun", "TunOptions", "check_name"]
 
 # <linux/if_tun.h>, <linux/if.h>, <linux/sockios.h>
 _TUNSETIFF = 0x400454CA
 _TUNGETIFF = 0x800454D2
+_TUNSETOFFLOAD = 0x400454D0
+_TUNSETVNETHDRSZ = 0x400454D8
 _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
 _IFF_MULTI_QUEUE = 0x0100
+_IFF_VNET_HDR = 0x4000
+_TUN_F_CSUM = 0x01
+_TUN_F_TSO = 0x02 | 0x04
+_TUN_F_USO = 0x20 | 0x40
 _IFF_UP = 0x1
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
@@ -36,8 +63,14 @@ _SIOCGIFMTU = 0x8921
 _SIOCSIFMTU = 0x8922
 _IFREQ = struct.Struct("16sH22x")
 _IFREQ_MTU = struct.Struct("16si20x")
+_INT = struct.Struct("=i")
 _MAX_NAME_BYTES = 15
-_MAX_PACKET_BYTES = 65535
+_MAX_FRAME_BYTES = VNET_HEADER_BYTES + MAX_PACKET_BYTES
+# Read in one turn; a superpacket that begins below this is still read whole.
+_TURN_BYTES = 1 << 18
+_COALESCE = {TSO: COALESCE_TCP, USO: COALESCE_UDP}
+
+_log = logging.getLogger("culvert")
 
 
 class DeviceGone(Exception):
@@ -48,15 +81,26 @@ class Tun(Protocol):
     """What the loop needs of a TUN device."""
 
     mtu_bytes: int
+    coalesce: int
+    "Which superpackets the device takes, as :meth:`~culvert.batch.Batch.open` wants it; may become less."
 
     def fileno(self) -> int:
-        """Readable when there are packets."""
+        """Readable when there are frames."""
 
-    def read(self, limit: int) -> list[bytes]:
-        """Up to ``limit`` packets that are there now. :raises DeviceGone:"""
+    def read(self, limit: int) -> list[Buffer]:
+        """Up to ``limit`` frames that are there now, and not many more than 256 KiB; valid until the next
+        call. :raises DeviceGone:
+        """
 
-    def write(self, packets: Iterable[Buffer]) -> None:
-        """Hand packets to the host; what it refuses is dropped. :raises DeviceGone:"""
+    def write(self, frames: Iterable[Buffer]) -> None:
+        """Hand frames to the host; what it refuses is dropped. :raises DeviceGone:"""
+
+    def set_offloads(self, off: frozenset[str]) -> None:
+        """Use what the device can do, but for ``off`` (names of :mod:`culvert.offloads`)."""
+
+    @property
+    def offloads(self) -> frozenset[str]:
+        """Which of ``tso`` and ``uso`` are in effect, in both directions."""
 
     def refresh(self) -> bool:
         """Look at MTU and flags again; whether the device is up."""
@@ -84,15 +128,18 @@ def check_name(name: str) -> None:
 class LinuxTun:
     """A TUN device of the kernel: attached to if it exists, else created and gone again on close."""
 
-    def __init__(self, fd: int, name: str, *, created: bool) -> None:
+    def __init__(self, fd: int, name: str, *, created: bool, vnet_header: bool) -> None:
         self._fd = fd
-        # One for all packets, for the reason that UdpTransport has.
-        self._buffer = bytearray(_MAX_PACKET_BYTES)
+        self._vnet_header = vnet_header
+        # One for all frames, for the reason that UdpTransport has.
+        self._arena = memoryview(bytearray(_TURN_BYTES + _MAX_FRAME_BYTES))
+        self.coalesce = 0
         self._control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._name = name
         self.created = created
         self.mtu_bytes = 1420
         self.refresh()
+        self.set_offloads(frozenset())
 
     @classmethod
     def open(cls, options: TunOptions) -> LinuxTun:
@@ -106,8 +153,8 @@ class LinuxTun:
             raise CulvertError(f"/dev/net/tun: {error.strerror} ({hint})") from None
         created = not _exists(name)
         try:
-            cls._attach(fd, name)
-            tun = cls(fd, name, created=created)
+            vnet_header = cls._attach(fd, name)
+            tun = cls(fd, name, created=created, vnet_header=vnet_header)
         except OSError as error:
             os.close(fd)
             raise CulvertError(f"interface {name}: {_reason(error, created)}") from None
@@ -116,15 +163,46 @@ class LinuxTun:
         return tun
 
     @staticmethod
-    def _attach(fd: int, name: str) -> None:
-        flags = _IFF_TUN | _IFF_NO_PI
+    def _attach(fd: int, name: str) -> bool:
+        """Attach; whether packets carry a virtio header. :raises OSError:"""
+        # A persistent device is either multi-queue or not, and can only be attached to as what it is. Kernels
+        # without the header are not known, but containers that emulate one are.
+        for optional in (_IFF_VNET_HDR, _IFF_VNET_HDR | _IFF_MULTI_QUEUE, 0, _IFF_MULTI_QUEUE):
+            try:
+                fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TUN | _IFF_NO_PI | optional))
+                break
+            except OSError as error:
+                if error.errno != errno.EINVAL or optional == _IFF_MULTI_QUEUE:
+                    raise
+        flags = _IFREQ.unpack(fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ.size)))[1]
+        if not flags & _IFF_VNET_HDR:
+            return False
+        fcntl.ioctl(fd, _TUNSETVNETHDRSZ, _INT.pack(VNET_HEADER_BYTES))
+        return True
+
+    def set_offloads(self, off: frozenset[str]) -> None:
+        wanted = frozenset((TSO, USO)) - off if self._vnet_header else frozenset()
+        # Linux knows USO since 6.2, and refuses all for a bit that it does not know.
+        for names in (wanted, wanted - {USO}, frozenset[str]()):
+            if self._announce(names):
+                break
+        else:
+            names = frozenset()
+        self.coalesce = sum(_COALESCE[name] for name in names)
+
+    def _announce(self, names: frozenset[str]) -> bool:
+        """Tell the kernel what it may leave to us; False when it refuses."""
+        flags = _TUN_F_TSO * (TSO in names) | _TUN_F_USO * (USO in names)
         try:
-            fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            # A persistent device is either multi-queue or not, and can only be attached to as what it is.
-            fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags | _IFF_MULTI_QUEUE))
+            # Superpackets come with unfinished checksums, so there is neither without this.
+            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, flags | _TUN_F_CSUM if flags else 0)
+        except OSError:
+            return False
+        return True
+
+    @property
+    def offloads(self) -> frozenset[str]:
+        return frozenset(name for name, bit in _COALESCE.items() if self.coalesce & bit)
 
     def fileno(self) -> int:
         return self._fd
@@ -168,12 +246,18 @@ class LinuxTun:
         except OSError as error:
             raise CulvertError(f"interface {self._name}: cannot be set up: {error.strerror}") from None
 
-    def read(self, limit: int) -> list[bytes]:
-        packets: list[bytes] = []
-        readv, fd, buffer = os.readv, self._fd, memoryview(self._buffer)
+    def read(self, limit: int) -> list[Buffer]:
+        frames: list[Buffer] = []
+        readv, fd, arena = os.readv, self._fd, self._arena
+        lead = 0 if self._vnet_header else VNET_HEADER_BYTES
+        at = 0
         try:
-            for _ in range(limit):
-                packets.append(bytes(buffer[: readv(fd, (buffer,))]))
+            while at < _TURN_BYTES and len(frames) < limit:
+                end = at + lead + readv(fd, (arena[at + lead :],))
+                if lead:
+                    arena[at : at + lead] = PLAIN
+                frames.append(arena[at:end])
+                at = end
         except BlockingIOError:
             pass
         except OSError as error:
@@ -181,21 +265,53 @@ class LinuxTun:
                 raise DeviceGone from None
             if error.errno not in (errno.EIO, errno.EINTR):
                 raise
-        return packets
+        return frames
 
-    def write(self, packets: Iterable[Buffer]) -> None:
+    def write(self, frames: Iterable[Buffer]) -> None:
         write, fd = os.write, self._fd
-        for packet in packets:
+        for frame in frames if self._vnet_header else _without_headers(frames):
             try:
-                write(fd, packet)
+                write(fd, frame)
             except OSError as error:
-                if error.errno in (errno.EBADFD, errno.EBADF):
-                    raise DeviceGone from None
-                # EIO: the device is down; EINVAL: no valid packet; ENOBUFS, EAGAIN: the host is behind.
+                self._not_taken(frame, error.errno)
+
+    def _not_taken(self, frame: Buffer, code: int | None) -> None:
+        if code in (errno.EBADFD, errno.EBADF):
+            raise DeviceGone
+        # EIO: the device is down; EINVAL: no valid packet; ENOBUFS, EAGAIN: the host is behind. But some
+        # kernels and emulations answer the first two to superpackets that they do not take.
+        if self._vnet_header and code in (errno.EIO, errno.EINVAL) and frame[1] != GSO_NONE:
+            self._write_cut(frame)
+
+    def _write_cut(self, frame: Buffer) -> None:
+        """A superpacket that was refused, in pieces. If they are taken, there will be no more of its kind."""
+        try:
+            for packet in cut(frame):
+                os.writev(self._fd, (PLAIN, packet))
+                self._give_up(frame[1] & ~GSO_ECN)
+        except OSError as error:
+            if error.errno in (errno.EBADFD, errno.EBADF):
+                raise DeviceGone from None
+
+    def _give_up(self, gso_type: int) -> None:
+        name = USO if gso_type == GSO_UDP_L4 else TSO
+        if name in self.offloads:
+            self.coalesce &= ~_COALESCE[name]
+            _log.warning("interface %s: refuses superpackets: %s is switched off", self.name, name)
 
     def close(self) -> None:
+        self._announce(frozenset())
         self._control.close()
         os.close(self._fd)
+
+
+def _without_headers(frames: Iterable[Buffer]) -> Iterator[Buffer]:
+    """Plain packets, for a device that takes nothing else."""
+    for frame in frames:
+        if frame[:VNET_HEADER_BYTES] == PLAIN:
+            yield memoryview(frame)[VNET_HEADER_BYTES:]
+        else:
+            yield from cut(frame)
 
 
 def _exists(name: str) -> bool:
@@ -217,19 +333,29 @@ def _reason(error: OSError, created: bool) -> str:
 
 
 class MemoryTun:
-    """A TUN device that is two lists: :meth:`inject` what the host sends, look at ``written`` for what it
+    """A TUN device that is a few lists: :meth:`inject` what the host sends, look at ``written`` for what it
     got.
+
+    What :meth:`read` returned is overwritten by the next call, so that a test notices who kept it.
     """
 
     def __init__(self, mtu_bytes: int = 1420) -> None:
         self.mtu_bytes = mtu_bytes
+        self.coalesce = COALESCE_TCP | COALESCE_UDP
         self.written: list[bytes] = []
-        self._packets: deque[bytes] = deque()
+        "Plain packets: superpackets appear here in pieces, as the host's programs would see them."
+        self.written_frames: list[bytes] = []
+        "The same as it was written."
+        self._frames: deque[bytes] = deque()
+        self._lent = bytearray()
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._gone = False
 
     def inject(self, *packets: bytes) -> None:
-        self._packets.extend(packets)
+        self.inject_frames(*(PLAIN + packet for packet in packets))
+
+    def inject_frames(self, *frames: bytes) -> None:
+        self._frames.extend(frames)
         os.eventfd_write(self._event, 1)
 
     def delete(self) -> None:
@@ -240,19 +366,35 @@ class MemoryTun:
     def fileno(self) -> int:
         return self._event
 
-    def read(self, limit: int) -> list[bytes]:
+    def read(self, limit: int) -> list[Buffer]:
         if self._gone:
             raise DeviceGone
-        packets = [self._packets.popleft() for _ in range(min(limit, len(self._packets)))]
-        if not self._packets:
+        self._lent[:] = b"\xff" * len(self._lent)
+        taken: list[bytes] = []
+        size = 0
+        while self._frames and len(taken) < limit and size < _TURN_BYTES:
+            taken.append(self._frames.popleft())
+            size += len(taken[-1])
+        if not self._frames:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._event)
-        return packets
+        self._lent = bytearray().join(taken)
+        ends = [0, *itertools.accumulate(len(frame) for frame in taken)]
+        return [memoryview(self._lent)[start:end] for start, end in itertools.pairwise(ends)]
 
-    def write(self, packets: Iterable[Buffer]) -> None:
+    def write(self, frames: Iterable[Buffer]) -> None:
         if self._gone:
             raise DeviceGone
-        self.written.extend(bytes(packet) for packet in packets)
+        kept = [bytes(frame) for frame in frames]
+        self.written_frames += kept
+        self.written += [bytes(packet) for packet in _without_headers(kept)]
+
+    def set_offloads(self, off: frozenset[str]) -> None:
+        self.coalesce = sum(bit for name, bit in _COALESCE.items() if name not in off)
+
+    @property
+    def offloads(self) -> frozenset[str]:
+        return frozenset(name for name, bit in _COALESCE.items() if self.coalesce & bit)
 
     def refresh(self) -> bool:
         return True

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from ..batch import Received
 from ..context import OutgoingRun
-from ..device import Received
 from ..endpoint import Endpoint
 
 __all__ = ["Transport", "TransportFactory"]
@@ -24,10 +24,19 @@ class Transport(Protocol):
         """Descriptors that become readable when datagrams arrive."""
 
     def receive(self, fileno: int, limit: int) -> list[Received]:
-        """Up to ``limit`` datagrams that are there now on one of the descriptors."""
+        """Up to ``limit`` datagrams or runs that are there now on one of the descriptors, and not many more
+        than 256 KiB; their data is valid until the next call.
+        """
 
     def send(self, runs: Sequence[OutgoingRun]) -> list[Endpoint]:
         """Send runs in order; the endpoints to which there was no route."""
+
+    def set_offloads(self, off: frozenset[str]) -> None:
+        """Use what the kernel can do, but for ``off`` (names of :mod:`culvert.offloads`)."""
+
+    @property
+    def offloads(self) -> frozenset[str]:
+        """Which of ``gso`` and ``gro`` are in effect."""
 
     def set_mark(self, mark: int) -> None:
         """Mark outgoing packets for policy routing (0 for none). :raises OSError: not allowed to."""

@@ -8,26 +8,51 @@ import contextlib
 import errno
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from ..batch import Received
 from ..context import OutgoingRun
-from ..device import Received
 from ..endpoint import Endpoint
+from ..offloads import GRO, GSO
 
-__all__ = ["MemoryNetwork", "MemoryTransport"]
+__all__ = ["MemoryNetwork", "MemoryTransport", "coalesced"]
 
 _FIRST_EPHEMERAL = 49152
+# What the kernel puts into one run at most.
+_MAX_RUN_DATAGRAMS = 64
+_MAX_RUN_BYTES = 65507
+
+
+def coalesced(datagrams: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Runs as ``UDP_GRO`` makes them: neighbours of one length, the last may be shorter; with that length, or
+    0 for a single datagram.
+    """
+    run: list[bytes] = []
+    for datagram in datagrams:
+        if run and (
+            len(datagram) > len(run[0])
+            or len(run[-1]) < len(run[0])
+            or len(run) == _MAX_RUN_DATAGRAMS
+            or len(run) * len(run[0]) + len(datagram) > _MAX_RUN_BYTES
+        ):
+            yield b"".join(run), len(run[0]) if len(run) > 1 else 0
+            run = []
+        run.append(datagram)
+    if run:
+        yield b"".join(run), len(run[0]) if len(run) > 1 else 0
 
 
 class MemoryNetwork:
     """Hosts and their ports.
 
     :param weather: what becomes of a datagram: it returns those to deliver in its place, in order.
+    :param runs: deliver neighbours of one length as one run, to who takes them (``gro``).
     """
 
-    def __init__(self, weather: Callable[[bytes], list[bytes]] | None = None) -> None:
+    def __init__(self, weather: Callable[[bytes], list[bytes]] | None = None, *, runs: bool = False) -> None:
         self._ports: dict[tuple[str, int], MemoryTransport] = {}
         self._weather = weather or (lambda data: [data])
+        self._runs = runs
 
     def open(self, host: str, port: int) -> MemoryTransport:
         """A port on ``host``. :raises OSError: EADDRINUSE."""
@@ -45,21 +70,28 @@ class MemoryNetwork:
 
     def deliver(self, sender: Endpoint, run: OutgoingRun) -> None:
         target = self._ports.get((run.endpoint.host, run.endpoint.port))
-        if target is not None:
-            for datagram in run.datagrams:
-                for data in self._weather(datagram):
-                    target.push(Received(data, sender, run.tos & 3))
+        if target is None:
+            return
+        arriving = [data for datagram in run.datagrams for data in self._weather(datagram)]
+        whole = self._runs and GRO in target.offloads
+        for data, segment_bytes in coalesced(arriving) if whole else ((data, 0) for data in arriving):
+            target.push(Received(data, sender, run.tos & 3, segment_bytes))
 
 
 class MemoryTransport:
-    """One host's port on a :class:`MemoryNetwork`."""
+    """One host's port on a :class:`MemoryNetwork`.
+
+    The data that :meth:`receive` returned is overwritten by the next call: a test notices who kept it.
+    """
 
     def __init__(self, network: MemoryNetwork, host: str, port: int) -> None:
         self.port = port
         self.mark = 0
         self._network = network
         self._endpoint = Endpoint(host, port)
+        self._off: frozenset[str] = frozenset()
         self._queue: deque[Received] = deque()
+        self._lent: list[bytearray] = []
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def push(self, received: Received) -> None:
@@ -74,7 +106,17 @@ class MemoryTransport:
         if not self._queue:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._event)
-        return received
+        for buffer in self._lent:
+            buffer[:] = b"\xff" * len(buffer)
+        self._lent = [bytearray(one.data) for one in received]
+        return [one._replace(data=memoryview(lent)) for one, lent in zip(received, self._lent, strict=True)]
+
+    def set_offloads(self, off: frozenset[str]) -> None:
+        self._off = off
+
+    @property
+    def offloads(self) -> frozenset[str]:
+        return frozenset((GSO, GRO)) - self._off
 
     def send(self, runs: Sequence[OutgoingRun]) -> list[Endpoint]:
         for run in runs:

@@ -4,25 +4,35 @@
 
 Replies leave from the address a peer wrote to (RFC 1122 section 4.1.3.5): the kernel tells it with each
 datagram (``IP_PKTINFO``), and the endpoint carries it back to :meth:`UdpTransport.send`.
+
+A run of datagrams of one length goes out in one call (``UDP_SEGMENT``), and comes in in one (``UDP_GRO``),
+where the kernel can. What it answers to a run that cannot go (Linux 6.18; pinned by the tests):
+
+* EMSGSIZE (until 2024 EINVAL) where a datagram is longer than the path's MTU, although single ones would be
+  fragmented. That is about the path, so only this run goes out one by one.
+* EIO where a device or a transformation on the way cannot do it. Then no more runs are tried.
+* Whatever a single datagram would get: no route, a source address that is not ours.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import select
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from ..batch import Buffer, Chunk, Received
 from ..constants import MAX_DATAGRAM_BYTES
 from ..context import OutgoingRun
-from ..device import Received
 from ..endpoint import Endpoint
+from ..offloads import GRO, GSO
 
 __all__ = ["UdpTransport"]
 
-# <linux/in.h>, <linux/in6.h>, <asm-generic/socket.h>: not all are in Python's socket module.
+# <linux/in.h>, <linux/in6.h>, <linux/udp.h>, <asm-generic/socket.h>: not all are in Python's socket module.
 _IP_PKTINFO = 8
 _IP_MTU_DISCOVER = 10
 _IP_PMTUDISC_DONT = 0
@@ -31,15 +41,20 @@ _IPV6_PKTINFO = 50
 _IPV6_RECVTCLASS = 66
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
+_UDP_SEGMENT = 103
+_UDP_GRO = 104
 
 _PKTINFO_V4 = struct.Struct("=i4s4s")
 _PKTINFO_V6 = struct.Struct("=16sI")
 _INT = struct.Struct("=i")
 _MARK = struct.Struct("=I")
+_SEGMENT = struct.Struct("=H")
 
 # A burst of a full gigabit link for 50 ms; wireguard-go takes 7 MiB too.
 _BUFFER_BYTES = 7 << 20
 _ANCILLARY_BYTES = 256
+# Received in one turn: four whole runs, or as many single datagrams as the caller wants.
+_TURN_BYTES = 1 << 18
 # Endpoints remembered so that a flow's datagrams share one object; forgotten when there are more.
 _MAX_REMEMBERED = 4096
 _SEND_WAIT_MS = 20
@@ -47,6 +62,9 @@ _NO_ROUTE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, er
 _BAD_SOURCE = frozenset((errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.ENODEV))
 
 _Ancillary = list[tuple[int, int, bytes]]
+_Address = tuple[str, int] | tuple[str, int, int, int]
+
+_log = logging.getLogger("culvert")
 
 
 class UdpTransport:
@@ -63,8 +81,10 @@ class UdpTransport:
         self._dead_sources: set[bytes] = set()
         # One for all: 64 KiB asked of the allocator for each datagram, and nearly all of it given back, leave
         # the heap so full of holes that it grows for as long as peers come and go.
-        self._buffer = bytearray(MAX_DATAGRAM_BYTES)
+        self._arena = memoryview(bytearray(_TURN_BYTES + MAX_DATAGRAM_BYTES))
+        self._sends_runs = self._receives_runs = False
         self.port = self._open(port)
+        self.set_offloads(frozenset())
         try:
             if mark:
                 self.set_mark(mark)
@@ -116,27 +136,30 @@ class UdpTransport:
             # As bytes: the socket module takes no int with the highest of the 32 bits set.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _MARK.pack(mark))
 
+    def set_offloads(self, off: frozenset[str]) -> None:
+        sockets = self._sockets.values()
+        self._sends_runs = GSO not in off and all(_knows_runs(sock) for sock in sockets)
+        wanted = GRO not in off
+        done = [_receive_runs(sock, wanted) for sock in sockets]
+        self._receives_runs = wanted and all(done)
+
+    @property
+    def offloads(self) -> frozenset[str]:
+        in_effect = ((GSO, self._sends_runs), (GRO, self._receives_runs))
+        return frozenset(name for name, is_on in in_effect if is_on)
+
     def receive(self, fileno: int, limit: int) -> list[Received]:
         received: list[Received] = []
         remembered = self._remembered
-        recvmsg_into, buffer = self._sockets[fileno].recvmsg_into, memoryview(self._buffer)
-        for _ in range(limit):
-            try:
-                size, ancillary, flags, address = recvmsg_into((buffer,), _ANCILLARY_BYTES)
-            except BlockingIOError:
-                break
-            except OSError:
-                # An ICMP error that the kernel reports on the socket concerns one datagram, not the socket.
-                continue
-            if flags & socket.MSG_TRUNC:
-                continue
+        for data, ancillary, address in _receive_many(self._sockets[fileno], self._arena, limit):
+            segment_bytes = _take_segment(ancillary)
             known = remembered.get((address, *ancillary))
             if known is None:
                 known = self._remember(address, ancillary)
-            received.append(Received(bytes(buffer[:size]), *known))
+            received.append(Received(data, *known, segment_bytes if segment_bytes < len(data) else 0))
         return received
 
-    def _remember(self, address: tuple[object, ...], ancillary: _Ancillary) -> tuple[Endpoint, int]:
+    def _remember(self, address: _Address, ancillary: _Ancillary) -> tuple[Endpoint, int]:
         if len(self._remembered) >= _MAX_REMEMBERED:
             self._remembered.clear()
             self._endpoints.clear()
@@ -153,28 +176,45 @@ class UdpTransport:
 
     def send(self, runs: Sequence[OutgoingRun]) -> list[Endpoint]:
         unreachable: list[Endpoint] = []
-        for endpoint, datagrams, tos in runs:
+        for endpoint, chunks, tos in runs:
             sock = self._by_family.get(endpoint.family)
-            if sock is None or not self._send_run(sock, endpoint, datagrams, tos):
+            if sock is None or not self._send_chunks(sock, endpoint, chunks, tos):
                 unreachable.append(endpoint)
         return unreachable
 
-    def _send_run(self, sock: socket.socket, endpoint: Endpoint, datagrams: list[bytes], tos: int) -> bool:
+    def _send_chunks(self, sock: socket.socket, endpoint: Endpoint, chunks: list[Chunk], tos: int) -> bool:
+        """Whether there was a route."""
         address = endpoint.sockaddr
-        ancillary = self._write_ancillary(endpoint, tos)
-        for datagram in datagrams:
-            code = _send(sock, datagram, ancillary, address)
-            if code in _BAD_SOURCE and endpoint.local and endpoint.local not in self._dead_sources:
-                ancillary = _type_of_service(endpoint, tos)
-                code = _send(sock, datagram, ancillary, address)
-                if not code:
-                    # The address the peer wrote to is no longer ours: the kernel chooses from now on. Where
-                    # that fails too, the target was at fault (a forged source with port 0, or without a
-                    # route), which must not take our own address from everybody else.
-                    self._source_is_dead(endpoint.local)
-            if code in _NO_ROUTE:
-                return False
+        for data, segment_bytes in chunks:
+            code = 0
+            if self._sends_runs and segment_bytes < len(data):
+                segment = (socket.SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(segment_bytes))
+                code = _send(sock, data, [*self._write_ancillary(endpoint, tos), segment], address)
+                if code in (0, errno.EAGAIN):
+                    continue
+            # One by one, if only to find out who is at fault.
+            last = 0
+            for datagram in _datagrams(data, segment_bytes):
+                last = self._send_datagram(sock, endpoint, datagram, tos)
+                if last in _NO_ROUTE:
+                    return False
+            if code == errno.EIO and not last:
+                self._sends_runs = False
+                _log.warning("UDP socket: refuses runs of datagrams: %s is switched off", GSO)
         return True
+
+    def _send_datagram(self, sock: socket.socket, endpoint: Endpoint, datagram: Buffer, tos: int) -> int:
+        """Send one datagram; 0 or an errno."""
+        address = endpoint.sockaddr
+        code = _send(sock, datagram, self._write_ancillary(endpoint, tos), address)
+        if code in _BAD_SOURCE and endpoint.local and endpoint.local not in self._dead_sources:
+            code = _send(sock, datagram, _type_of_service(endpoint, tos), address)
+            if not code:
+                # The address the peer wrote to is no longer ours: the kernel chooses from now on. Where that
+                # fails too, the target was at fault (a forged source with port 0, or without a route), which
+                # must not take our own address from everybody else.
+                self._source_is_dead(endpoint.local)
+        return code
 
     def _source_is_dead(self, local: bytes) -> None:
         self._dead_sources.add(local)
@@ -214,6 +254,22 @@ def _prepare(sock: socket.socket, family: socket.AddressFamily) -> None:
             sock.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_BYTES)
 
 
+def _knows_runs(sock: socket.socket) -> bool:
+    try:
+        sock.getsockopt(socket.SOL_UDP, _UDP_SEGMENT)
+    except OSError:
+        return False
+    return True
+
+
+def _receive_runs(sock: socket.socket, wanted: bool) -> bool:
+    try:
+        sock.setsockopt(socket.SOL_UDP, _UDP_GRO, int(wanted))
+    except OSError:
+        return False
+    return True
+
+
 def _type_of_service(endpoint: Endpoint, tos: int) -> _Ancillary:
     if not tos:
         return []
@@ -240,13 +296,51 @@ def _read_ancillary(ancillary: _Ancillary) -> tuple[bytes, int]:
     return local, ecn
 
 
-def _send(
-    sock: socket.socket,
-    datagram: bytes,
-    ancillary: _Ancillary,
-    address: tuple[str, int] | tuple[str, int, int, int],
-) -> int:
-    """Send one datagram; 0 or an errno. When the socket's buffer is full, wait a moment for room."""
+def _take_segment(ancillary: _Ancillary) -> int:
+    """Remove and return the length of a run's datagrams; 0 where there is none, for a single one."""
+    for number, (level, kind, data) in enumerate(ancillary):
+        if kind == _UDP_GRO and level == socket.SOL_UDP:
+            del ancillary[number]
+            return int(_INT.unpack(data)[0])
+    return 0
+
+
+def _datagrams(data: Buffer, segment_bytes: int) -> Iterator[Buffer]:
+    if segment_bytes >= len(data):
+        yield data
+        return
+    view = memoryview(data)
+    for start in range(0, len(data), segment_bytes):
+        yield view[start : start + segment_bytes]
+
+
+def _receive_many(
+    sock: socket.socket, arena: memoryview, limit: int
+) -> list[tuple[memoryview, _Ancillary, _Address]]:
+    """Up to ``limit`` datagrams or runs that are there now, one behind the other in ``arena``, as long as
+    there is room for the longest.
+    """
+    received: list[tuple[memoryview, _Ancillary, _Address]] = []
+    recvmsg_into, at, last = sock.recvmsg_into, 0, len(arena) - MAX_DATAGRAM_BYTES
+    for _ in range(limit):
+        try:
+            size, ancillary, flags, address = recvmsg_into((arena[at:],), _ANCILLARY_BYTES)
+        except BlockingIOError:
+            break
+        except OSError:
+            # An ICMP error that the kernel reports on the socket concerns one datagram, not the socket.
+            continue
+        if flags & socket.MSG_TRUNC:
+            continue
+        received.append((arena[at : at + size], ancillary, address))
+        at += size
+        if at > last:
+            break
+    return received
+
+
+def _send(sock: socket.socket, datagram: Buffer, ancillary: _Ancillary, address: _Address) -> int:
+    """Send a datagram or a run; 0 or an errno. When the socket's buffer is full, wait a moment for room."""
     for _ in range(2):
         try:
             if ancillary:
