@@ -3,7 +3,7 @@
 """The part of the build that pyproject.toml has no words for: the optional extension ``culvert._native``.
 
 Without Cython, a C compiler or OpenSSL's headers the package is built all the same, and seals packets in
-Python. Builds that must not end like that (the image, the wheels, the checkout's tests) say so in the environment:
+Python. Builds that must not end like that (image, wheels, the checkout's tests) say so in the environment:
 
 ``CULVERT_NATIVE=required``
     fail where the extension cannot be built
@@ -66,7 +66,6 @@ def extensions() -> list[Extension]:
         libraries=["crypto"],
         extra_compile_args=[*COMPILE, *MORE],
         extra_link_args=[*LINK, *MORE],
-        optional=MODE == "optional",
     )
     try:
         modules: list[Extension] = cythonize([native], build_dir="build/cython", language_level=3)
@@ -74,6 +73,9 @@ def extensions() -> list[Extension]:
         if MODE != "optional":
             raise
         return []
+    for module in modules:
+        # Cython forgets it when the extension is given it.
+        module.optional = MODE == "optional"
     return modules
 
 
