@@ -2,22 +2,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Sealing and opening *runs* of packets: the one place the data path spends its time.
 
-A run is a list of packets for one keypair. The interface is :class:`Batch`; this file holds the reference
-implementation in pure Python. Another implementation must pass the same tests.
+A run is a list of packets for one keypair. The interface is :class:`Batch`; its implementations are
+:mod:`culvert.pure` and :mod:`culvert.compiled`, held to the same results by the same tests.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-
 from .constants import PADDING_MULTIPLE, TAG_BYTES
 from .endpoint import Endpoint
-from .messages import DATA_HEADER, DATA_HEADER_BYTES, TYPE_DATA
+from .messages import DATA_HEADER_BYTES
 
 __all__ = [
     "Accept",
@@ -25,8 +21,8 @@ __all__ = [
     "Buffer",
     "Chunk",
     "Flow",
+    "OVERHEAD_BYTES",
     "Piece",
-    "PureBatch",
     "Received",
     "Sifted",
     "padding",
@@ -85,16 +81,15 @@ class Sifted(NamedTuple):
     pieces: list[Piece]
 
 
+OVERHEAD_BYTES = DATA_HEADER_BYTES + TAG_BYTES
+"What a data message is longer than the packet in it."
+
 Accept = Callable[[int, int, int, bytes | None], int]
 """``accept(counter, count, size_bytes, source)``: which of ``count`` authentic messages, with the counters
 ``counter``, ``counter + 1``, …, are new and may be delivered, as bits (bit 0 is the first).
 
 ``size_bytes`` counts the datagrams. ``source`` is the inner source address that they share, packed; None for
 keepalives, ``b""`` for what is no IP packet."""
-
-# Section 5.4.6: the nonce is four zero bytes and the counter, little-endian.
-_NONCE = struct.Struct("<4xQ")
-_PADS = tuple(bytes(length) for length in range(PADDING_MULTIPLE))
 
 
 def padding(length_bytes: int, mtu_bytes: int) -> int:
@@ -125,55 +120,40 @@ class Batch(Protocol):
     def forget(self, key: Any) -> None:
         """The key is used no more."""
 
-    def seal(
-        self, key: Any, receiver: int, counter: int, packets: Sequence[Buffer], mtu_bytes: int
-    ) -> list[bytes]:
-        """Data messages for ``packets``, with the counters ``counter``, ``counter + 1``, …
-
-        The caller sees to it that no counter is used twice with one key.
-        """
-
-    def open(self, key: Any, datagrams: Sequence[bytes], counters: Sequence[int]) -> list[bytes | None]:
-        """The padded packets of data messages; None in the place of each that is not authentic.
-
-        :param counters: the counters as they stand in the messages' headers.
-        """
-
-
-class PureBatch:
-    """The reference: packet by packet, through ``cryptography``."""
-
-    name = "python"
-
-    def key(self, raw: bytes) -> ChaCha20Poly1305:
-        return ChaCha20Poly1305(raw)
-
-    def forget(self, key: Any) -> None:
-        """Nothing can be overwritten here: the bytes are Python's, and go when the last reference goes."""
+    def flows(self, frames: Sequence[Buffer]) -> list[Flow]:
+        """Where frames go to: consecutive ones with the same destination and ECN bits make one flow."""
 
     def seal(
-        self, key: Any, receiver: int, counter: int, packets: Sequence[Buffer], mtu_bytes: int
-    ) -> list[bytes]:
-        encrypt = key.encrypt
-        header = DATA_HEADER.pack
-        nonce = _NONCE.pack
-        sealed = []
-        for number, packet in enumerate(packets, counter):
-            pad = padding(len(packet), mtu_bytes)
-            body = b"".join((packet, _PADS[pad])) if pad else packet
-            sealed.append(header(TYPE_DATA, receiver, number) + encrypt(nonce(number), body, None))
-        return sealed
+        self, key: Any, receiver: int, counter: int, frames: Sequence[Buffer], mtu_bytes: int
+    ) -> list[Chunk]:
+        """Data messages for ``frames``, with the counters ``counter``, ``counter + 1``, …
 
-    def open(self, key: Any, datagrams: Sequence[bytes], counters: Sequence[int]) -> list[bytes | None]:
-        decrypt = key.decrypt
-        nonce = _NONCE.pack
-        opened: list[bytes | None] = []
-        for datagram, counter in zip(datagrams, counters, strict=True):
-            try:
-                opened.append(decrypt(nonce(counter), memoryview(datagram)[DATA_HEADER_BYTES:], None))
-            except InvalidTag:
-                opened.append(None)
-        return opened
+        Superpackets are cut and checksums finished (:mod:`culvert.segment` says how); packets are padded. A
+        frame that is nothing but its header makes a keepalive; one that makes no sense makes nothing. The
+        caller sees to it that no counter is used twice with one key.
+        """
+
+    def sift(self, received: Sequence[Received]) -> list[Sifted]:
+        """Sort what came from the network, in order: consecutive data messages for one receiver, from the
+        same endpoint object and equally congested, are kept together. Empty datagrams are dropped.
+        """
+
+    def open(
+        self, key: Any, pieces: Sequence[Piece], congested: bool, coalesce: int, accept: Accept
+    ) -> list[Buffer]:
+        """Frames for the TUN device, from data messages for one session.
+
+        :param congested: whether the packets are to be marked so (RFC 6040).
+        :param coalesce: what may be joined to superpackets (:mod:`culvert.coalesce` says how):
+            ``COALESCE_TCP`` and ``COALESCE_UDP`` of :mod:`culvert.frame`.
+        :param accept: asked for each run of authentic messages.
+        """
 
 
-OVERHEAD_BYTES = DATA_HEADER_BYTES + TAG_BYTES
+def __getattr__(name: str) -> Any:
+    # Until everything imports it from there.
+    if name == "PureBatch":
+        from .pure import PureBatch
+
+        return PureBatch
+    raise AttributeError(name)
