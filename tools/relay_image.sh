@@ -23,8 +23,8 @@ source_hash() {
     {
         version
         cat tools/relay_image.sh
-        find "$context"/{Dockerfile,.dockerignore,requirements.txt,pyproject.toml,src} \
-            -type f ! -path '*/__pycache__/*' ! -path '*.egg-info/*' -print0 |
+        find "$context"/{Dockerfile,.dockerignore,requirements.txt,requirements-build.txt,pyproject.toml,setup.py,MANIFEST.in,src} \
+            -type f ! -path '*/__pycache__/*' ! -path '*.egg-info/*' ! -name '*.so' -print0 |
             LC_ALL=C sort -z | xargs -0 sha256sum
     } | sha256sum | cut -c1-64
 }
@@ -32,10 +32,13 @@ source_hash() {
 download_wheels() {
     rm -rf "$context/wheels"
     mkdir -p "$context/wheels"
+    local list
     # 3.13 is the Python of the base image. The builds for the older C libraries run on it as well.
-    python -m pip download --require-hashes --only-binary=:all: --python-version 3.13 \
-        --platform "manylinux_2_34_$machine" --platform "manylinux_2_28_$machine" --platform "manylinux2014_$machine" \
-        -r "$context/requirements.txt" -d "$context/wheels"
+    for list in requirements.txt requirements-build.txt; do
+        python -m pip download --require-hashes --only-binary=:all: --python-version 3.13 \
+            --platform "manylinux_2_34_$machine" --platform "manylinux_2_28_$machine" --platform "manylinux2014_$machine" \
+            -r "$context/$list" -d "$context/wheels"
+    done
 }
 
 build() {
@@ -52,7 +55,7 @@ source=$(source_hash)
 built=$(docker image inspect --format '{{index .Config.Labels "io.culvert.source"}}' "$image" 2>/dev/null || true)
 if [[ $built != "$source" ]]; then
     tools/base_image.sh trixie
-    wheels=$(hash_of "$context/requirements.txt")-$machine
+    wheels=$(hash_of "$context"/requirements{,-build}.txt)-$machine
     if ! fresh relay-wheels "$wheels" || [[ ! -d $context/wheels ]]; then
         step "Downloading the relay's pinned wheels" download_wheels
         stamp relay-wheels "$wheels"
