@@ -148,12 +148,3 @@ class Batch(Protocol):
             ``COALESCE_TCP`` and ``COALESCE_UDP`` of :mod:`culvert.frame`.
         :param accept: asked for each run of authentic messages.
         """
-
-
-def __getattr__(name: str) -> Any:
-    # Until everything imports it from there.
-    if name == "PureBatch":
-        from .pure import PureBatch
-
-        return PureBatch
-    raise AttributeError(name)
