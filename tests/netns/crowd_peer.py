@@ -25,9 +25,11 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from culvert.batch import Received
 from culvert.context import EventKind
-from culvert.device import Device, Received
+from culvert.device import Device
 from culvert.endpoint import Endpoint, parse_endpoint
+from culvert.frame import PLAIN, VNET_HEADER_BYTES
 from culvert.ip import checksum
 from culvert.keys import decode_base64
 
@@ -83,7 +85,7 @@ class Member:
 
     def ping(self, order: int, now: float) -> None:
         target = self._target.network_address.packed
-        self.device.send_packets([echo_request(self._inner, target, self.number, order)], now)
+        self.device.send_frames([PLAIN + echo_request(self._inner, target, self.number, order)], now)
         self.flush()
 
     def receive(self, order: int) -> int:
@@ -98,7 +100,8 @@ class Member:
                 continue
         self.device.receive_datagrams(datagrams, time.monotonic())
         self.flush()
-        return sum(self._is_reply(bytes(packet), order) for packet in self.device.packets_to_write())
+        frames = self.device.frames_to_write()
+        return sum(self._is_reply(bytes(frame[VNET_HEADER_BYTES:]), order) for frame in frames)
 
     def _is_reply(self, packet: bytes, order: int) -> bool:
         return (

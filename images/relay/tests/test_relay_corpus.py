@@ -19,10 +19,11 @@ from unittest import mock
 import pytest
 
 from culvert import config, ip
+from culvert.batch import Received
 from culvert.constants import MAC_BYTES
 from culvert.control import ControlClient
 from culvert.cookie import MacStamper
-from culvert.device import Device, Received
+from culvert.device import Device
 from culvert.endpoint import Endpoint
 from culvert.errors import ConfigError
 from culvert.messages import INITIATION_BYTES, RESPONSE_BYTES

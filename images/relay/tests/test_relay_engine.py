@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from culvert import handshake, ip
-from culvert.batch import PureBatch
+from culvert.batch import Received
 from culvert.constants import MAX_STAGED_PACKETS
 from culvert.context import EventKind
-from culvert.device import Received
 from culvert.endpoint import Endpoint
 from culvert.noise import ResponderHandshake
 from culvert.testing import Flight, Host, World, udp_packet
@@ -695,16 +694,3 @@ def test_keys_are_in_no_repr(world: World) -> None:
     for secret in (one.device.identity.private_bytes(), bytes(range(32))):
         assert secret.hex() not in shown
         assert repr(secret)[2:-1] not in shown
-
-
-def test_the_reference_batch_opens_what_it_seals() -> None:
-    batch = PureBatch()
-    key = batch.key(bytes(range(32)))
-    packets = [bytes([size % 251]) * size for size in (0, 1, 15, 16, 17, 1419, 1420)]
-    sealed = batch.seal(key, 7, 100, packets, 1420)
-    counters = [struct.unpack_from("<IIQ", datagram)[2] for datagram in sealed]
-    assert counters == list(range(100, 107))
-    opened = batch.open(key, [*sealed, sealed[0][:-1] + b"\xff"], [*counters, 100])
-    assert [(body or b"")[: len(packet)] for body, packet in zip(opened, packets, strict=False)] == packets
-    assert opened[-1] is None
-    assert batch.open(key, [sealed[0]], [101]) == [None]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from culvert import ip
-from culvert.device import Received
+from culvert.batch import Received
 from culvert.endpoint import Endpoint, parse_endpoint, split_host_port
 from culvert.testing import Flight, World
 

@@ -4,20 +4,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import io
 import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +22,9 @@ import pytest
 
 from culvert import cli, privileges
 from culvert.config import parse_config
-from culvert.context import Event, EventKind, OutgoingRun
+from culvert.context import Event, EventKind
 from culvert.control import listen, socket_path
-from culvert.device import Device, Received
+from culvert.device import Device
 from culvert.endpoint import Endpoint
 from culvert.errors import CulvertError
 from culvert.keys import Identity, encode_base64
@@ -38,266 +35,11 @@ from culvert.resolve import Resolution, Resolver, lookup
 from culvert.run import boot_clock
 from culvert.show import query
 from culvert.testing import udp_packet
-from culvert.transport import Transport
 from culvert.transport.memory import MemoryNetwork
-from culvert.transport.udp import UdpTransport
-from culvert.tun import DeviceGone, LinuxTun, MemoryTun, Tun, TunOptions, check_name
+from culvert.tun import MemoryTun
+from relay_kernel import needs_root, until
 
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 or not os.path.exists("/dev/net/tun"), reason="needs root and /dev/net/tun"
-)
-_CLONE_NEWNET = 0x40000000
 SRC = str(Path(__file__).parents[1] / "src")
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
-
-
-# --- Transport twins
-# -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["memory", "udp4", "udp6"])
-def transports(request: pytest.FixtureRequest) -> Iterator[tuple[Transport, Endpoint, Transport, Endpoint]]:
-    one: Transport
-    two: Transport
-    if request.param == "memory":
-        network, host = MemoryNetwork(), "198.51.100.1"
-        one, two = network.open(host, 0), network.open(host, 0)
-    else:
-        host = "127.0.0.1" if request.param == "udp4" else "::1"
-        one, two = UdpTransport(0, 0), UdpTransport(0, 0)
-    yield one, Endpoint(host, one.port), two, Endpoint(host, two.port)
-    one.close()
-    two.close()
-
-
-def receive(transport: Transport, count: int) -> list[Received]:
-    received: list[Received] = []
-
-    def enough() -> bool:
-        for fileno in transport.filenos():
-            received.extend(transport.receive(fileno, 100))
-        return len(received) >= count
-
-    until(enough)
-    return received
-
-
-def test_transports_carry_runs_in_order(
-    transports: tuple[Transport, Endpoint, Transport, Endpoint],
-) -> None:
-    one, one_at, two, two_at = transports
-    datagrams = [bytes([number]) * (number * 50 + 1) for number in range(20)]
-    assert one.send([OutgoingRun(two_at, datagrams, 0x88), OutgoingRun(two_at, [b"ce"], 3)]) == []
-    received = receive(two, 21)
-    assert [datagram for datagram, _, _ in received] == [*datagrams, b"ce"]
-    assert {endpoint for _, endpoint, _ in received} == {one_at}
-    assert [ecn for _, _, ecn in received] == [0] * 20 + [3]
-    assert len({id(endpoint) for _, endpoint, _ in received}) == 1
-    # And back, to where it came from.
-    two.send([OutgoingRun(received[0].endpoint, [b"back"], 1)])
-    (back,) = receive(one, 1)
-    assert (back.data, back.endpoint, back.ecn) == (b"back", two_at, 1)
-
-
-def test_a_port_in_use_is_an_error(transports: tuple[Transport, Endpoint, Transport, Endpoint]) -> None:
-    one = transports[0]
-    if isinstance(one, UdpTransport):
-        with pytest.raises(OSError, match="in use"):
-            UdpTransport(one.port, 0)
-
-
-def test_udp_answers_from_the_address_that_was_asked() -> None:
-    server = UdpTransport(0, 0)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(5)
-        client.bind(("127.0.0.1", 0))
-        client.sendto(b"hello", ("127.0.0.77", server.port))
-        (received,) = receive(server, 1)
-        server.send([OutgoingRun(received.endpoint, [b"reply"], 0)])
-        assert client.recvfrom(100) == (b"reply", ("127.0.0.77", server.port))
-        # An address that is not ours (any more) is given up, not insisted on.
-        gone = Endpoint(
-            "127.0.0.1", client.getsockname()[1], 0, struct.pack("=i4s4s", 0, b"\xcb\0\x71\x01", bytes(4))
-        )
-        assert server.send([OutgoingRun(gone, [b"again"], 0)]) == []
-        assert client.recvfrom(100)[0] == b"again"
-    server.close()
-
-
-def pktinfo(address: str) -> bytes:
-    return struct.pack("=i4s4s", 0, socket.inet_aton(address), bytes(4))
-
-
-def test_an_unreachable_target_does_not_take_our_address_from_others() -> None:
-    """Anybody can send with source port 0, to which no answer can go."""
-    server = UdpTransport(0, 0)
-    server.send([OutgoingRun(Endpoint("127.0.0.1", 0, 0, pktinfo("127.0.0.77")), [b"cookie"], 0)])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(5)
-        client.bind(("127.0.0.1", 0))
-        honest = Endpoint("127.0.0.1", client.getsockname()[1], 0, pktinfo("127.0.0.77"))
-        server.send([OutgoingRun(honest, [b"reply"], 0)])
-        assert client.recvfrom(100) == (b"reply", ("127.0.0.77", server.port))
-    server.close()
-
-
-def test_an_address_that_comes_back_is_used_again() -> None:
-    server = UdpTransport(0, 0)
-    server._source_is_dead(pktinfo("127.0.0.77"))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(5)
-        client.bind(("127.0.0.1", 0))
-        client.sendto(b"hello", ("127.0.0.77", server.port))
-        (received,) = receive(server, 1)
-        server.send([OutgoingRun(received.endpoint, [b"reply"], 0)])
-        assert client.recvfrom(100) == (b"reply", ("127.0.0.77", server.port))
-    server.close()
-
-
-@pytest.mark.parametrize("mark", [0, 1, 2**31, 2**32 - 1])
-def test_any_mark_of_32_bits_is_set_or_not_allowed(mark: int) -> None:
-    transport = UdpTransport(0, 0)
-    with contextlib.suppress(PermissionError):
-        transport.set_mark(mark)
-    transport.close()
-
-
-def test_udp_survives_what_cannot_be_sent() -> None:
-    transport = UdpTransport(0, 0)
-    far = Endpoint("255.255.255.255", 1)
-    assert transport.send(
-        [OutgoingRun(far, [b"x"], 0), OutgoingRun(Endpoint("127.0.0.1", 9), [bytes(70_000)], 0)]
-    ) in (
-        [],
-        [far],
-    )
-    transport.close()
-
-
-# --- TUN twins
-# -----------------------------------------------------------------------------------------------
-
-
-def in_new_namespace(body: Callable[[], None]) -> None:
-    """Run in a thread with a network namespace of its own; it goes when the thread and its descriptors do."""
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), "unshare")
-            body()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join(30)
-    assert not thread.is_alive()
-    if failures:
-        raise failures[0]
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, timeout=10)
-
-
-def exchange(tun: Tun, send: Callable[[bytes], object], received: Callable[[], bytes]) -> None:
-    """One body for both twins: what the host sends is read, what is written the host gets."""
-    assert [packet for packet in tun.read(10) if packet[0] >> 4 == 4] == []
-    send(b"outwards")
-    packets: list[bytes] = []
-
-    def some() -> bool:
-        packets.extend(packet for packet in tun.read(10) if packet[0] >> 4 == 4)
-        return bool(packets)
-
-    until(some)
-    assert [packet[28:] for packet in packets] == [b"outwards"]
-    tun.write([b"junk", udp_packet("10.86.77.2", "10.86.77.1", b"inwards")])
-    assert received() == b"inwards"
-
-
-def test_memory_tun_is_a_tun() -> None:
-    tun = MemoryTun()
-    exchange(
-        tun,
-        lambda payload: tun.inject(udp_packet("10.86.77.1", "10.86.77.2", payload)),
-        lambda: tun.written[-1][28:],
-    )
-    tun.delete()
-    with pytest.raises(DeviceGone):
-        tun.read(1)
-    tun.close()
-
-
-@needs_root
-@pytest.mark.parametrize("existing", ["created", "persistent", "multi_queue"])
-def test_linux_tun_is_a_tun(existing: str) -> None:
-    def body() -> None:
-        if existing != "created":
-            ip(
-                "tuntap",
-                "add",
-                "mode",
-                "tun",
-                "name",
-                "cvtun0",
-                *(["multi_queue"] if existing == "multi_queue" else []),
-            )
-            ip("link", "set", "cvtun0", "mtu", "1300")
-        tun = LinuxTun.open(TunOptions("cvtun0"))
-        assert tun.created is (existing == "created")
-        assert tun.mtu_bytes == (1420 if tun.created else 1300)
-        ip("address", "add", "10.86.77.1/24", "dev", "cvtun0")
-        assert not tun.refresh()
-        tun.bring_up()
-        assert tun.refresh()
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(5)
-            sock.bind(("10.86.77.1", 2000))
-            exchange(
-                tun,
-                lambda payload: sock.sendto(payload, ("10.86.77.2", 1000)),
-                lambda: sock.recv(100),
-            )
-        ip("link", "set", "cvtun0", "down")
-        tun.write([udp_packet("10.86.77.2", "10.86.77.1", b"lost")])
-        ip("link", "set", "cvtun0", "name", "cvtun1")
-        assert tun.name == "cvtun1"
-        ip("link", "del", "cvtun1")
-        with pytest.raises(DeviceGone):
-            tun.read(1)
-        tun.close()
-
-    in_new_namespace(body)
-
-
-@needs_root
-def test_a_tun_that_cannot_be_had() -> None:
-    def body() -> None:
-        first = LinuxTun.open(TunOptions("cvtun0"))
-        with pytest.raises(CulvertError, match="interface cvtun0: another process is attached"):
-            LinuxTun.open(TunOptions("cvtun0"))
-        first.close()
-        with pytest.raises(CulvertError, match="interface lo: exists and is not a TUN"):
-            LinuxTun.open(TunOptions("lo"))
-
-    in_new_namespace(body)
-
-
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", "sixteen-bytes-xx", "a/b", "a b", "a\0b", "a:b", "tun%d", "éééééééé"]
-)
-def test_names_the_kernel_does_not_take(name: str) -> None:
-    with pytest.raises(CulvertError, match="interface name"):
-        check_name(name)
 
 
 # --- The loop

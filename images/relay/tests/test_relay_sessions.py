@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from culvert import constants
-from culvert.batch import PureBatch
 from culvert.context import EventKind
+from culvert.frame import PLAIN
 from culvert.keypair import Keypair, Keypairs
 from culvert.noise import TransportKeys
+from culvert.pure import PureBatch
 from culvert.testing import Flight, Host, World
 
 INITIATION, RESPONSE, DATA = 1, 2, 4
@@ -156,9 +157,9 @@ def test_a_message_at_the_limit_is_not_taken(joined: tuple[World, Host, Host]) -
     keypair = one.peer(two).keypairs.current
     assert keypair is not None
     sealed = PureBatch().seal(
-        keypair.send_key, keypair.remote_index, 2**64 - 2**13 - 1, [one.packet(two)], 1420
+        keypair.send_key, keypair.remote_index, 2**64 - 2**13 - 1, [PLAIN + one.packet(two)], 1420
     )
-    world.deliver([Flight(one.endpoint, two.endpoint, sealed[0])])
+    world.deliver([Flight(one.endpoint, two.endpoint, bytes(sealed[0].data))])
     assert two.received == []
 
 

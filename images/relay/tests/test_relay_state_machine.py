@@ -17,8 +17,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from culvert.batch import Buffer, PureBatch
+from culvert.batch import Buffer, Chunk
 from culvert.endpoint import Endpoint
+from culvert.frame import PLAIN
+from culvert.pure import PureBatch
 from culvert.testing import Flight, Host, World
 
 THIEF = Endpoint("203.0.113.66", 666)
@@ -37,11 +39,12 @@ class WatchedBatch(PureBatch):
         self._keys.append(key)
         return key
 
-    def seal(self, key: Any, receiver: int, counter: int, packets: Any, mtu_bytes: int) -> list[bytes]:
-        for number in range(counter, counter + len(packets)):
+    def seal(self, key: Any, receiver: int, counter: int, frames: Any, mtu_bytes: int) -> list[Chunk]:
+        chunks = super().seal(key, receiver, counter, frames, mtu_bytes)
+        for number in range(counter, counter + sum(-(-len(data) // size) for data, size in chunks)):
             assert (id(key), number) not in self._used, "a nonce was used twice"
             self._used.add((id(key), number))
-        return super().seal(key, receiver, counter, packets, mtu_bytes)
+        return chunks
 
 
 class HostileNetwork(RuleBasedStateMachine):
@@ -73,13 +76,13 @@ class HostileNetwork(RuleBasedStateMachine):
     @rule(back=st.booleans(), size=st.integers(0, 1300), count=st.integers(1, 5))
     def send(self, back: bool, size: int, count: int) -> None:
         host, other = (self.two, self.one) if back else (self.one, self.two)
-        packets: list[Buffer] = []
+        frames: list[Buffer] = []
         for _ in range(count):
             self.number += 1
             packet = host.packet(other, struct.pack(">I", self.number) + bytes(size))
             self.sent[packet] = host
-            packets.append(packet)
-        host.device.send_packets(packets, self.world.now)
+            frames.append(PLAIN + packet)
+        host.device.send_frames(frames, self.world.now)
         self.collect()
 
     @precondition(lambda self: self.flights)

@@ -32,6 +32,8 @@ COOKIE_NONCE_BYTES = 24
 
 # Packets that wait for a handshake, per peer; the oldest goes first when there are more.
 MAX_STAGED_PACKETS = 128
+# And how long they may be together: superpackets are up to 64 KiB each.
+MAX_STAGED_BYTES = 256 * 1024
 # Section 5.4.6: payloads are padded to a multiple of 16 bytes.
 PADDING_MULTIPLE = 16
 # Counters that may arrive late and still be accepted (RFC 6479 ring, one block is always in use).

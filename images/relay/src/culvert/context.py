@@ -11,11 +11,12 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from .allowedips import AllowedIPs
-from .batch import Batch, Buffer, PureBatch
+from .batch import Batch, Buffer, Chunk
 from .constants import DEFAULT_MTU_BYTES
 from .endpoint import Endpoint
 from .keypair import Keypair
 from .keys import Identity
+from .pure import PureBatch
 from .tai64n import Tai64nClock
 from .timers import TimerQueue
 
@@ -29,9 +30,18 @@ class OutgoingRun(NamedTuple):
     """Datagrams for one endpoint, in order, all with one type of service."""
 
     endpoint: Endpoint
-    datagrams: list[bytes]
+    chunks: list[Chunk]
     tos: int
     "Outer IPv4 TOS or IPv6 traffic class, 8 bits."
+
+    @property
+    def datagrams(self) -> list[bytes]:
+        """One by one, for whoever does not send them as runs."""
+        return [
+            bytes(chunk.data[start : start + chunk.segment_bytes])
+            for chunk in self.chunks
+            for start in range(0, len(chunk.data), chunk.segment_bytes)
+        ]
 
 
 class EventKind(Enum):
@@ -72,6 +82,7 @@ class Context:
         self.clock = Tai64nClock()
         self.timers = TimerQueue()
         self.mtu_bytes = DEFAULT_MTU_BYTES
+        self.coalesce = 0
         self.allowed_ips: AllowedIPs[Peer] = AllowedIPs()
         self.keypairs: dict[int, Keypair] = {}
         self.handshakes: dict[int, Peer] = {}
@@ -91,5 +102,5 @@ class Context:
         for keypair in gone:
             self.keypairs.pop(keypair.local_index, None)
 
-    def send(self, endpoint: Endpoint, datagrams: list[bytes], tos: int) -> None:
-        self.outgoing.append(OutgoingRun(endpoint, datagrams, tos))
+    def send(self, endpoint: Endpoint, chunks: list[Chunk], tos: int) -> None:
+        self.outgoing.append(OutgoingRun(endpoint, chunks, tos))

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The engine: a WireGuard device without a socket, a clock or a TUN.
 
-Bytes and ``now`` go in (:meth:`Device.receive_datagrams`, :meth:`Device.send_packets`,
-:meth:`Device.handle_timer`); datagrams, packets and events are fetched afterwards
-(:meth:`Device.datagrams_to_send`, :meth:`Device.packets_to_write`, :meth:`Device.events`), and
+Bytes and ``now`` go in (:meth:`Device.receive_datagrams`, :meth:`Device.send_frames`,
+:meth:`Device.handle_timer`); datagrams, frames and events are fetched afterwards
+(:meth:`Device.datagrams_to_send`, :meth:`Device.frames_to_write`, :meth:`Device.events`), and
 :meth:`Device.get_timer` says when to come back.
 
 ``now`` is in seconds, from any start, and must not fall. It should go on while the machine sleeps
@@ -14,10 +14,10 @@ Bytes and ``now`` go in (:meth:`Device.receive_datagrams`, :meth:`Device.send_pa
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from .allowedips import Network
-from .batch import Batch, Buffer, Received
+from .batch import Batch, Buffer, Piece, Received
 from .constants import (
     ICMP_BURST,
     ICMP_RATE_PER_S,
@@ -28,12 +28,11 @@ from .constants import (
 )
 from .context import Context, Event, OutgoingRun
 from .endpoint import Endpoint
+from .frame import PLAIN, VNET_HEADER_BYTES
 from .handshake import HandshakePlane
-from .ip import ECN_CE, destination, ecn_bits, mark_congestion, payload_length, source
 from .ip import unreachable as icmp_unreachable
 from .keypair import Keypair
 from .keys import Identity
-from .messages import DATA_HEADER, DATA_MIN_BYTES, TYPE_DATA
 from .peer import Peer
 from .ratelimit import TokenBucket
 
@@ -81,6 +80,15 @@ class Device:
     @mtu_bytes.setter
     def mtu_bytes(self, value: int) -> None:
         self._context.mtu_bytes = value
+
+    @property
+    def coalesce(self) -> int:
+        """What superpackets :meth:`frames_to_write` may give (bits ``frame.COALESCE_…``)."""
+        return self._context.coalesce
+
+    @coalesce.setter
+    def coalesce(self, value: int) -> None:
+        self._context.coalesce = value
 
     def set_private_key(self, private_key: bytes | None) -> None:
         """Become somebody else (32 bytes), or nobody (None). Every session ends; a peer with our own key
@@ -145,37 +153,29 @@ class Device:
             self.remove_peer(public_key)
         self.set_private_key(None)
 
-    # --- From the inside: packets to seal -------------------------------------------------------------------
+    # --- From the inside: frames to seal --------------------------------------------------------------------
 
-    def send_packets(self, packets: Iterable[Buffer], now: float) -> None:
-        """Inner packets read from the TUN device, in order."""
-        lookup = self._context.allowed_ips.lookup
+    def send_frames(self, frames: Sequence[Buffer], now: float) -> None:
+        """Frames read from the TUN device (see :mod:`culvert.frame`), in order."""
+        context = self._context
+        lookup = context.allowed_ips.lookup
         unreachable = self._unreachable_at(now)
-        run: list[Buffer] = []
-        run_peer: Peer | None = None
-        run_ecn = 0
-        for packet in packets:
-            address = destination(packet)
-            if address is None:
+        for destination, ecn, start, stop, segments in context.batch.flows(frames):
+            if destination is None:
                 continue
-            peer = lookup(address)
+            run = frames[start:stop]
+            peer = lookup(destination)
             if peer is None or peer.endpoint is None or (unreachable and peer.endpoint in unreachable):
-                self._refuse(packet, now)
-                continue
-            ecn = ecn_bits(packet)
-            if peer is not run_peer or ecn != run_ecn:
-                if run_peer is not None:
-                    run_peer.send(run, run_ecn, now)
-                run, run_peer, run_ecn = [], peer, ecn
-            run.append(packet)
-        if run_peer is not None:
-            run_peer.send(run, run_ecn, now)
+                self._refuse(run, now)
+            else:
+                peer.send(run, ecn, segments, now)
 
-    def _refuse(self, packet: Buffer, now: float) -> None:
+    def _refuse(self, frames: Sequence[Buffer], now: float) -> None:
         """Nobody to send it to: the local sender is told (as Linux's WireGuard does), at a bounded rate."""
-        error = icmp_unreachable(packet)
-        if error is not None and self._icmp.allow(now):
-            self._context.incoming.append(error)
+        for frame in frames:
+            error = icmp_unreachable(memoryview(frame)[VNET_HEADER_BYTES:])
+            if error is not None and self._icmp.allow(now):
+                self._context.incoming.append(PLAIN + error)
 
     def endpoint_unreachable(self, endpoint: Endpoint, now: float) -> None:
         """The network has no route to ``endpoint``: for a second, senders are told so instead of going
@@ -191,75 +191,46 @@ class Device:
 
     # --- From the outside: datagrams ------------------------------------------------------------------------
 
-    def receive_datagrams(self, received: Iterable[Received], now: float) -> None:
+    def receive_datagrams(self, received: Sequence[Received], now: float) -> None:
         """Datagrams from the network, in order. Nothing they hold makes this raise."""
-        keypairs = self._context.keypairs
-        unpack = DATA_HEADER.unpack_from
-        datagrams: list[bytes] = []
-        counters: list[int] = []
-        run: tuple[Keypair, Endpoint, bool] | None = None
-        for data, endpoint, ecn in received:
-            if len(data) >= DATA_MIN_BYTES and data[0] == TYPE_DATA:
-                kind, index, counter = unpack(data)
-                keypair = keypairs.get(index)
-                if kind != TYPE_DATA or keypair is None:
-                    continue
-                congested = ecn == ECN_CE
-                if run is None or run[0] is not keypair or run[1] is not endpoint or run[2] != congested:
-                    if run is not None:
-                        self._open(*run, datagrams, counters, now)
-                    datagrams, counters, run = [], [], (keypair, endpoint, congested)
-                datagrams.append(data)
-                counters.append(counter)
+        context = self._context
+        for receiver, endpoint, congested, pieces in context.batch.sift(received):
+            if receiver < 0:
+                self._handshakes.receive(bytes(pieces[0].data), endpoint, now)
                 continue
-            if run is not None:
-                self._open(*run, datagrams, counters, now)
-                run = None
-            self._handshakes.receive(data, endpoint, now)
-        if run is not None:
-            self._open(*run, datagrams, counters, now)
+            keypair = context.keypairs.get(receiver)
+            if keypair is not None:
+                self._open(keypair, endpoint, congested, pieces, now)
 
     def _open(
-        self,
-        keypair: Keypair,
-        endpoint: Endpoint,
-        congested: bool,
-        datagrams: Sequence[bytes],
-        counters: Sequence[int],
-        now: float,
+        self, keypair: Keypair, endpoint: Endpoint, congested: bool, pieces: Sequence[Piece], now: float
     ) -> None:
-        """A run of data messages of one keypair from one endpoint."""
+        """Data messages of one keypair from one endpoint."""
         # Section 6.2: past its limit a session is dead, whatever the timers did.
         if not keypair.alive or now - keypair.created_s >= REJECT_AFTER_TIME_S:
             return
-        opened = self._context.batch.open(keypair.receive_key, datagrams, counters)
-        accept = keypair.window.accept
-        fresh: list[bytes] = []
-        size_bytes = 0
-        for packet, counter, datagram in zip(opened, counters, datagrams, strict=True):
-            # The window moves for authenticated counters only (section 5.4.6): first open, then accept.
-            if packet is not None and accept(counter):
-                fresh.append(packet)
-                size_bytes += len(datagram)
-        if not fresh:
-            return
+        context = self._context
         peer: Peer = keypair.owner
-        self._deliver(peer, fresh, congested)
-        peer.received(keypair, endpoint, size_bytes, any(fresh), now)
+        accept_run = keypair.window.accept_run
+        lookup = context.allowed_ips.lookup
+        fresh_bytes = 0
+        data = False
 
-    def _deliver(self, peer: Peer, packets: Sequence[bytes], congested: bool) -> None:
-        """Inner packets to the TUN device, if their source address is the peer's to use."""
-        lookup = self._context.allowed_ips.lookup
-        incoming = self._context.incoming
-        for packet in packets:
-            length = payload_length(packet)
+        def accept(counter: int, count: int, size_bytes: int, source: bytes | None) -> int:
+            nonlocal fresh_bytes, data
+            # The window moves for authenticated counters only (section 5.4.6): first open, then accept.
+            fresh = accept_run(counter, count)
+            fresh_bytes += size_bytes * fresh.bit_count() // count
+            if source is None or not fresh:
+                return 0
+            data = True
             # Section 2, cryptokey routing: the source address must route back to the peer it came from.
-            if length == 0 or lookup(source(packet)) is not peer:
-                continue
-            if congested:
-                incoming.append(mark_congestion(packet[:length]))
-            else:
-                incoming.append(packet if length == len(packet) else packet[:length])
+            return fresh if source and lookup(source) is peer else 0
+
+        frames = context.batch.open(keypair.receive_key, pieces, congested, context.coalesce, accept)
+        if fresh_bytes:
+            context.incoming += frames
+            peer.received(keypair, endpoint, fresh_bytes, data, now)
 
     # --- Timers and output ----------------------------------------------------------------------------------
 
@@ -276,8 +247,8 @@ class Device:
         outgoing, self._context.outgoing = self._context.outgoing, []
         return outgoing
 
-    def packets_to_write(self) -> list[Buffer]:
-        """Packets for the TUN device, in order; each is returned once."""
+    def frames_to_write(self) -> list[Buffer]:
+        """Frames for the TUN device, in order; each is returned once."""
         incoming, self._context.incoming = self._context.incoming, []
         return incoming
 

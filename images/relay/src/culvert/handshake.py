@@ -9,6 +9,7 @@ but for the cookie reply to a message with a good mac1.
 
 from __future__ import annotations
 
+from .batch import Chunk
 from .constants import MAX_SOURCES, SOURCE_BURST, SOURCE_RATE_PER_S
 from .context import Context
 from .cookie import MacChecker
@@ -68,7 +69,7 @@ class HandshakePlane:
         if self._load.message(now):
             if not checker.check_mac2(data, endpoint.packed, now):
                 reply = checker.reply(data, message.sender, endpoint.packed, now)
-                self._context.send(endpoint, [reply], 0)
+                self._context.send(endpoint, [Chunk(reply, len(reply))], 0)
                 return
             if not self._sources.allow(endpoint.source, now):
                 raise BadPacket

@@ -73,15 +73,18 @@ class Keypair:
             and self.send_counter < REJECT_AFTER_MESSAGES
         )
 
-    def take_counters(self, count: int) -> tuple[int, int]:
-        """Reserve up to ``count`` counters: the first, and how many are left to use.
+    def take_counters(self, count: int) -> int | None:
+        """Reserve ``count`` counters: the first of them, or None when there are not so many left.
 
         A counter is the nonce: it is taken before anything is sealed with it, and never given back.
         """
         first = self.send_counter
-        granted = min(count, REJECT_AFTER_MESSAGES - first)
-        self.send_counter = first + granted
-        return first, granted
+        if count > REJECT_AFTER_MESSAGES - first:
+            # What is left is not used either: the next session is due, and its counters start at 0.
+            self.send_counter = REJECT_AFTER_MESSAGES
+            return None
+        self.send_counter = first + count
+        return first
 
     def stale_for_sending(self, now: float) -> bool:
         """Time for a new handshake after sending (section 6.2): the initiator by age, both by count."""

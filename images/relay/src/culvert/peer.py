@@ -14,11 +14,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 
-from .batch import Buffer
+from .batch import Buffer, Chunk
 from .constants import (
     INITIATIONS_PER_SECOND,
     KEEPALIVE_TIMEOUT_S,
+    MAX_STAGED_BYTES,
     MAX_STAGED_PACKETS,
     REJECT_AFTER_TIME_S,
     REKEY_ATTEMPT_TIME_S,
@@ -29,6 +32,7 @@ from .context import Context, Event, EventKind
 from .cookie import MacStamper
 from .endpoint import Endpoint
 from .errors import BadPacket
+from .frame import PLAIN, VNET_HEADER_BYTES
 from .keypair import Keypair, Keypairs
 from .keys import ZERO_KEY, diffie_hellman, short_name
 from .messages import CookieReply, Initiation, Response
@@ -81,7 +85,8 @@ class Peer:
         self._stamper = MacStamper(public_key)
         self._static_static: bytes | None = None
         self._pending: _Pending | None = None
-        self._staged: deque[tuple[Buffer, int]] = deque(maxlen=MAX_STAGED_PACKETS)
+        self._staged: deque[tuple[bytes, int]] = deque()
+        self._staged_bytes = 0
         self._timers = Timers(context.timers, self._on_timer)
         self._another_keepalive = False
         self._last_minute = False
@@ -129,7 +134,7 @@ class Peer:
         self.alive = False
         self._timers.close()
         self.forget_keys()
-        self._staged.clear()
+        self._unstage()
         self.preshared_key = ZERO_KEY
         self._static_static = None
 
@@ -143,19 +148,35 @@ class Peer:
 
     # --- Sending --------------------------------------------------------------------------------------------
 
-    def send(self, packets: Sequence[Buffer], ecn: int, now: float) -> None:
-        """Seal and send a run of inner packets, or keep them until there is a session.
+    def send(self, frames: Sequence[Buffer], ecn: int, segments: int, now: float) -> None:
+        """Seal and send a run of frames, or keep them until there is a session.
 
         :param ecn: the two ECN bits of every packet of the run, copied to the outer header (RFC 6040).
+        :param segments: the data messages that the frames make.
         """
         keypair = self.keypairs.current
         if keypair is None or not keypair.usable(now):
-            self._staged.extend((bytes(packet), ecn) for packet in packets)
+            self._stage(frames, ecn)
             self.initiate(now)
             return
         if self._staged:
             self.flush(now)
-        self._seal(keypair, packets, ecn, now)
+        self._seal(keypair, frames, ecn, segments, now)
+
+    def _stage(self, frames: Sequence[Buffer], ecn: int) -> None:
+        """Keep frames until there is a session; the oldest go where there are too many."""
+        staged = self._staged
+        for frame in frames:
+            staged.append((bytes(frame), ecn))
+            self._staged_bytes += len(frame)
+            while len(staged) > MAX_STAGED_PACKETS or self._staged_bytes > MAX_STAGED_BYTES:
+                self._staged_bytes -= len(staged.popleft()[0])
+
+    def _unstage(self) -> list[tuple[bytes, int]]:
+        staged = list(self._staged)
+        self._staged.clear()
+        self._staged_bytes = 0
+        return staged
 
     def flush(self, now: float) -> None:
         """Send what waited, in order."""
@@ -165,33 +186,29 @@ class Peer:
         if keypair is None or not keypair.usable(now):
             self.initiate(now)
             return
-        staged = list(self._staged)
-        self._staged.clear()
-        start = 0
-        for end in range(1, len(staged) + 1):
-            if end == len(staged) or staged[end][1] != staged[start][1]:
-                self._seal(keypair, [packet for packet, _ in staged[start:end]], staged[start][1], now)
-                start = end
+        for ecn, run in groupby(self._unstage(), key=itemgetter(1)):
+            frames = [frame for frame, _ in run]
+            segments = sum(flow.segments for flow in self._context.batch.flows(frames))
+            self._seal(keypair, frames, ecn, segments, now)
 
-    def _seal(self, keypair: Keypair, packets: Sequence[Buffer], ecn: int, now: float) -> None:
+    def _seal(self, keypair: Keypair, frames: Sequence[Buffer], ecn: int, segments: int, now: float) -> None:
         """Everything the engine sends under a session key goes through here."""
         endpoint = self.endpoint
         if endpoint is None:
             return
-        counter, granted = keypair.take_counters(len(packets))
-        if granted < len(packets):
-            # The counter is used up (section 6.2): the rest waits for the next session.
-            self._staged.extend((bytes(packet), ecn) for packet in packets[granted:])
-            packets = packets[:granted]
-        if packets:
+        counter = keypair.take_counters(segments)
+        if counter is None:
+            # The counter is used up (section 6.2): all of it waits for the next session.
+            self._stage(frames, ecn)
+        else:
             context = self._context
             sealed = context.batch.seal(
-                keypair.send_key, keypair.remote_index, counter, packets, context.mtu_bytes
+                keypair.send_key, keypair.remote_index, counter, frames, context.mtu_bytes
             )
             context.send(endpoint, sealed, ecn)
-            self.stats.tx_bytes += sum(map(len, sealed))
+            self.stats.tx_bytes += sum(len(chunk.data) for chunk in sealed)
             self._authenticated_sent(now)
-            if any(packets):
+            if len(frames) > 1 or len(frames[0]) > VNET_HEADER_BYTES:
                 self._data_sent(now)
         if keypair.stale_for_sending(now):
             self.initiate(now)
@@ -201,7 +218,7 @@ class Peer:
         if self._staged:
             self.flush(now)
         else:
-            self.send([b""], 0, now)
+            self.send([PLAIN], 0, 1, now)
 
     # --- Handshake ------------------------------------------------------------------------------------------
 
@@ -237,7 +254,7 @@ class Peer:
         if self.endpoint is None:
             return
         message = self._stamper.stamp(body, now)
-        self._context.send(self.endpoint, [message], HANDSHAKE_TOS)
+        self._context.send(self.endpoint, [Chunk(message, len(message))], HANDSHAKE_TOS)
         self.stats.tx_bytes += len(message)
         self._authenticated_sent(now)
 
@@ -391,7 +408,7 @@ class Peer:
         else:
             # Section 6.3: no session for so long; nothing that could decrypt the past is kept.
             self.forget_keys()
-            self._staged.clear()
+            self._unstage()
             self._emit(EventKind.KEYS_ZEROED)
 
     def _passive_keepalive(self, now: float) -> None:
@@ -404,7 +421,7 @@ class Peer:
         """Section 6.4: try again with a new ephemeral key, and give up after REKEY_ATTEMPT_TIME."""
         if self._attempts >= _MAX_ATTEMPTS:
             self._timers.cancel(Timer.KEEPALIVE)
-            self._staged.clear()
+            self._unstage()
             self._drop_pending()
             if not self._timers.pending(Timer.ZERO_KEYS):
                 self._timers.set(Timer.ZERO_KEYS, now + 3 * REJECT_AFTER_TIME_S)

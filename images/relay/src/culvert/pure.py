@@ -63,8 +63,6 @@ class PureBatch:
                 this = destination(packet), ecn_bits(packet)
             else:
                 this = None, 0
-                # A frame with nothing in it seals to a keepalive, though it goes nowhere by itself.
-                count = int(len(frame) == VNET_HEADER_BYTES)
             if this != last:
                 if last is not None:
                     found.append(Flow(*last, start, place, total))
@@ -253,7 +251,11 @@ def _messages(pieces: Sequence[Piece]) -> Iterator[tuple[int, bytes]]:
     """Counters and sealed bodies."""
     for data, stride in pieces:
         length = len(data)
+        if stride < DATA_HEADER_BYTES:
+            # No message: what comes next is not opened either.
+            yield 0, b""
+            continue
         tail = length % stride
         yield from struct.iter_unpack(f"<8xQ{stride - DATA_HEADER_BYTES}s", data[: length - tail])
         if tail:
-            yield struct.unpack_from(f"<8xQ{tail - DATA_HEADER_BYTES}s", data, length - tail)
+            yield from _messages((Piece(data[length - tail :], tail),))

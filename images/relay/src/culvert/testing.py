@@ -13,13 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from .batch import Batch
+from .batch import Batch, Received
 from .context import Event
-from .device import Device, Received
+from .device import Device
 from .endpoint import Endpoint
+from .frame import PLAIN
 from .ip import checksum
 from .keys import clamp
 from .peer import Peer
+from .segment import cut
 
 __all__ = ["Flight", "Host", "Weather", "World", "udp_packet"]
 
@@ -90,7 +92,7 @@ class Host:
 
     def send(self, *packets: bytes) -> None:
         """Packets from the host into its TUN device; nothing is delivered yet."""
-        self.device.send_packets(packets, self.world.now)
+        self.device.send_frames([PLAIN + packet for packet in packets], self.world.now)
 
     def events_of(self, kind: object) -> list[Event]:
         return [event for event in self.events if event.kind is kind]
@@ -143,7 +145,8 @@ class World:
         return flights
 
     def _take(self, host: Host) -> None:
-        host.received += [bytes(packet) for packet in host.device.packets_to_write()]
+        for frame in host.device.frames_to_write():
+            host.received += cut(bytes(frame))
         host.events += host.device.events()
 
     def deliver(self, flights: list[Flight]) -> None:

@@ -280,7 +280,7 @@ class LinuxTun:
             raise DeviceGone
         # EIO: the device is down; EINVAL: no valid packet; ENOBUFS, EAGAIN: the host is behind. But some
         # kernels and emulations answer the first two to superpackets that they do not take.
-        if self._vnet_header and code in (errno.EIO, errno.EINVAL) and frame[1] != GSO_NONE:
+        if code in (errno.EIO, errno.EINVAL) and self._vnet_header and _is_superpacket(frame):
             self._write_cut(frame)
 
     def _write_cut(self, frame: Buffer) -> None:
@@ -303,6 +303,10 @@ class LinuxTun:
         self._announce(frozenset())
         self._control.close()
         os.close(self._fd)
+
+
+def _is_superpacket(frame: Buffer) -> bool:
+    return len(frame) > VNET_HEADER_BYTES and frame[1] != GSO_NONE
 
 
 def _without_headers(frames: Iterable[Buffer]) -> Iterator[Buffer]:

@@ -1,0 +1,19 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+from collections.abc import Sequence
+from typing import Any
+
+from .batch import Accept, Buffer, Chunk, Flow, Piece, Received, Sifted
+
+class CompiledBatch:
+    name: str
+    def key(self, raw: bytes) -> Any: ...
+    def forget(self, key: Any) -> None: ...
+    def flows(self, frames: Sequence[Buffer]) -> list[Flow]: ...
+    def seal(
+        self, key: Any, receiver: int, counter: int, frames: Sequence[Buffer], mtu_bytes: int
+    ) -> list[Chunk]: ...
+    def sift(self, received: Sequence[Received]) -> list[Sifted]: ...
+    def open(
+        self, key: Any, pieces: Sequence[Piece], congested: bool, coalesce: int, accept: Accept
+    ) -> list[Buffer]: ...

@@ -1,0 +1,72 @@
+/* Copyright (c) 2026, Culvert contributors
+ * SPDX-License-Identifier: GPL-3.0-or-later
+ */
+#include "aead.h"
+
+#include <string.h>
+
+#include <openssl/crypto.h>
+
+EVP_CIPHER_CTX *cv_aead_key(const uint8_t raw[CV_AEAD_KEY_BYTES])
+{
+    static const uint8_t nonce[16];
+    EVP_CIPHER_CTX *key = EVP_CIPHER_CTX_new();
+    if (key && EVP_CipherInit_ex(key, EVP_chacha20(), NULL, raw, nonce, 1) == 1)
+        return key;
+    EVP_CIPHER_CTX_free(key);
+    return NULL;
+}
+
+EVP_MAC_CTX *cv_aead_mac(void)
+{
+    EVP_MAC *poly1305 = EVP_MAC_fetch(NULL, "POLY1305", NULL);
+    EVP_MAC_CTX *mac = poly1305 ? EVP_MAC_CTX_new(poly1305) : NULL;
+    EVP_MAC_free(poly1305);
+    return mac;
+}
+
+static void put_le64(uint8_t *at, uint64_t value)
+{
+    for (int i = 0; i < 8; i++, value >>= 8)
+        at[i] = (uint8_t)value;
+}
+
+/* Section 2.6: the key stream's first 32 bytes are the Poly1305 key, the rest of its first block is not used; the text
+ * starts with the second block. So encrypting 64 zeros in front of the text yields the key and the text. */
+static int stream(EVP_CIPHER_CTX *key, uint64_t counter, uint8_t *buffer, uint32_t bytes)
+{
+    /* libcrypto's nonce: the block counter in 4 bytes, then the nonce (WireGuard: 4 zeros and the counter). */
+    uint8_t nonce[16] = {0};
+    int written;
+    put_le64(nonce + 8, counter);
+    memset(buffer, 0, CV_AEAD_HEAD_BYTES);
+    return EVP_CipherInit_ex(key, NULL, NULL, NULL, nonce, 1) == 1 &&
+           EVP_EncryptUpdate(key, buffer, &written, buffer, (int)(CV_AEAD_HEAD_BYTES + bytes)) == 1;
+}
+
+/* Section 2.8: over the ciphertext, zeros up to a multiple of 16, and the lengths of nothing and of the ciphertext. */
+static int authenticate(EVP_MAC_CTX *mac, const uint8_t *one_time_key, const uint8_t *text, uint32_t bytes,
+                        uint8_t *tag)
+{
+    uint8_t tail[32] = {0};
+    size_t zeros = -bytes % 16u, written;
+    put_le64(tail + zeros + 8, bytes);
+    return EVP_MAC_init(mac, one_time_key, 32, NULL) == 1 && (!bytes || EVP_MAC_update(mac, text, bytes) == 1) &&
+           EVP_MAC_update(mac, tail, zeros + 16) == 1 && EVP_MAC_final(mac, tag, &written, CV_AEAD_TAG_BYTES) == 1;
+}
+
+int cv_aead_seal(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, uint8_t *buffer, uint32_t bytes,
+                 uint8_t tag[CV_AEAD_TAG_BYTES])
+{
+    return stream(key, counter, buffer, bytes) && authenticate(mac, buffer, buffer + CV_AEAD_HEAD_BYTES, bytes, tag);
+}
+
+int cv_aead_open(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, const uint8_t *sealed, uint32_t bytes,
+                 uint8_t *buffer)
+{
+    uint8_t tag[CV_AEAD_TAG_BYTES];
+    memcpy(buffer + CV_AEAD_HEAD_BYTES, sealed, bytes);
+    if (!stream(key, counter, buffer, bytes) || !authenticate(mac, buffer, sealed, bytes, tag))
+        return -1;
+    return CRYPTO_memcmp(tag, sealed + bytes, sizeof tag) == 0;
+}
