@@ -98,8 +98,7 @@ def from_peer(data: bytes) -> None:
     """Anything that a peer seals: what reaches the host is a packet, whole, and the peer's to send."""
     world, one, two = joined()
     packets = pieces(data)
-    one.peer(two).send(packets, 0, world.now)
-    flights = world.collect()
+    flights = [one.sealed(two, packet) for packet in packets]
     two.device.receive_datagrams([Received(flight.data, one.endpoint, 3) for flight in flights], world.now)
     world.collect()
     assert len(two.received) <= len(packets)

@@ -143,8 +143,7 @@ def test_a_peer_may_not_use_another_peers_address(world: World) -> None:
 def test_what_a_peer_seals_must_be_a_packet(world: World, inner: bytes) -> None:
     one, two = world.pair()
     world.connect(one, two)
-    one.peer(two).send([inner], 0, world.now)
-    world.settle()
+    world.deliver([one.sealed(two, inner)])
     assert two.received == []
 
 
@@ -152,8 +151,7 @@ def test_padding_is_taken_off_by_the_packets_own_length(world: World) -> None:
     one, two = world.pair()
     world.connect(one, two)
     packet = one.packet(two, b"x")
-    one.peer(two).send([packet + b"garbage!"], 0, world.now)
-    world.settle()
+    world.deliver([one.sealed(two, packet + b"garbage!")])
     assert two.received == [packet]
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from culvert import ip
 from culvert.batch import Received
 from culvert.endpoint import Endpoint, parse_endpoint, split_host_port
+from culvert.frame import COALESCE_TCP, COALESCE_UDP
 from culvert.testing import Flight, World
 
 SOURCE = Endpoint("203.0.113.9", 9)
@@ -79,9 +80,8 @@ def test_any_packets_from_a_peer(packets: list[bytes]) -> None:
     world = World()
     one, two = world.pair()
     world.connect(one, two)
-    for packet in packets:
-        one.peer(two).send([packet], 0, world.now)
-    flights = world.collect()
+    flights = [one.sealed(two, packet) for packet in packets]
+    two.device.coalesce = COALESCE_TCP | COALESCE_UDP
     two.device.receive_datagrams([Received(flight.data, one.endpoint, 3) for flight in flights], world.now)
     world.collect()
     for packet in two.received:
