@@ -5,11 +5,16 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from culvert.testing import World
+
+# What the tests share is found from here (relay_kernel), wherever pytest was started.
+sys.path.insert(0, str(Path(__file__).parent))
 
 # Examples are drawn from the test's own name: a run is as good as the last one, on any machine.
 settings.register_profile(
