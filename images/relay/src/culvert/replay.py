@@ -50,7 +50,7 @@ class ReplayWindow:
         return True
 
     def accept_run(self, counter: int, count: int) -> int:
-        """:meth:`accept` for ``count`` counters from ``counter`` on; bit i is set where ``counter + i`` is new.
+        """:meth:`accept` for ``count`` counters from ``counter`` on; bit i: ``counter + i`` is new.
 
         Quick for what a network that keeps the order brings: at most 64 counters, all above those seen.
         """
