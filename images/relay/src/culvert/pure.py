@@ -63,6 +63,8 @@ class PureBatch:
                 this = destination(packet), ecn_bits(packet)
             else:
                 this = None, 0
+                # Nothing but the header makes a keepalive, though it goes nowhere by itself.
+                count = int(len(frame) == VNET_HEADER_BYTES)
             if this != last:
                 if last is not None:
                     found.append(Flow(*last, start, place, total))
