@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test fuzz bench bench-load soak lint sanity image build setup deps-update clean
+.PHONY: help demo demo-down test fuzz sanitize bench bench-load soak lint sanity image build setup deps-update clean
 
 help: ## this list
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk -F: '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -27,8 +27,15 @@ test: ## all tests; ARGS='tests/unit -k name' for some
 	@tools/run.sh pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: ## the relay's parsers, for five minutes; ARGS='600 requests' for seconds and some targets
+	@tools/packages.sh test
 	@tools/setup.sh tools
+	@tools/native.sh
 	@tools/run.sh python images/relay/tests/fuzz.py $(ARGS)
+
+sanitize: ## the batches' tests and fuzz targets under AddressSanitizer, for two minutes; ARGS=seconds
+	@tools/packages.sh test
+	@tools/setup.sh tools
+	@tools/sanitize.sh --fuzz $(or $(ARGS),120)
 
 bench: ## our relay beside wireguard-go, OpenVPN, Nebula and tinc; ARGS=--quick, ARGS=--help
 	@tools/packages.sh bench
