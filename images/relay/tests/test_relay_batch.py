@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What every batch does, and that all do the same.
 
-What is sealed is compared with what the kernel would have cut: packets.py, which shares nothing with us.
+What is sealed is compared with what the kernel would have cut, by relay_packets.py, which is nothing of ours.
 Here is the way out; test_relay_batch_open.py has the way back.
 """
 
@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import packets as p
-from batches import MTU_BYTES, PEER, RAW_KEY, compiled, datagrams, packets_in, plaintext, seal
+import relay_packets as p
 from culvert.batch import Batch, Chunk, Received, padding
 from culvert.endpoint import Endpoint
 from culvert.pure import PureBatch
+from relay_batches import MTU_BYTES, PEER, RAW_KEY, compiled, datagrams, packets_in, plaintext, seal
 
 
 @pytest.fixture(scope="module", params=[PureBatch, compiled], ids=["python", "compiled"])

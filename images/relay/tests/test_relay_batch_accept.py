@@ -11,8 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import packets as p
-from batches import (
+import relay_packets as p
+from culvert.batch import Batch, Piece, Received
+from culvert.endpoint import Endpoint
+from culvert.ip import mark_congestion
+from culvert.pure import PureBatch
+from relay_batches import (
     ALL,
     PEER,
     RAW_KEY,
@@ -24,10 +28,6 @@ from batches import (
     opened,
     packets_in,
 )
-from culvert.batch import Batch, Piece, Received
-from culvert.endpoint import Endpoint
-from culvert.ip import mark_congestion
-from culvert.pure import PureBatch
 
 
 @pytest.fixture(scope="module", params=[PureBatch, compiled], ids=["python", "compiled"])

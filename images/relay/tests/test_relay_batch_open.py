@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import packets as p
-from batches import (
+import relay_packets as p
+from culvert.batch import Batch, Received
+from culvert.pure import PureBatch
+from relay_batches import (
     ALL,
     PEER,
     RAW_KEY,
@@ -26,8 +28,6 @@ from batches import (
     pieces_of,
     seal,
 )
-from culvert.batch import Batch, Received
-from culvert.pure import PureBatch
 
 
 @pytest.fixture(scope="module", params=[PureBatch, compiled], ids=["python", "compiled"])

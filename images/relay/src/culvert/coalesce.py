@@ -25,7 +25,7 @@ from .frame import (
     PLAIN,
     VNET_HEADER,
 )
-from .segment import PSH, TCP, UDP, fold, pieces_of, pseudo_sum, word_sum
+from .segment import PSH, TCP, UDP, pieces_of, pseudo_sum, word_sum
 
 __all__ = ["coalesce"]
 
@@ -155,7 +155,7 @@ class _Group:
                 break
             pieces = unpack(packet, header_bytes)
             total = sum(map(int.from_bytes, pieces))
-            if fold((total << 8 if odd else total) + header + base):
+            if ((total << 8 if odd else total) + header + base) % 0xFFFF:
                 break
             parts += pieces
             place += 1

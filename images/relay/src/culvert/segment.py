@@ -28,7 +28,7 @@ from .frame import (
 )
 from .ip import payload_length
 
-__all__ = ["TCP", "UDP", "cut", "fold", "pieces_of", "pseudo_sum", "segments", "word_sum"]
+__all__ = ["TCP", "UDP", "cut", "pieces_of", "pseudo_sum", "segments", "word_sum"]
 
 TCP = 6
 UDP = 17
@@ -36,12 +36,9 @@ FIN = 0x01
 PSH = 0x08
 CWR = 0x80
 
-# Pieces of this many bytes are added up before anything is divided: adding is quick, dividing is not.
-_PIECE_BYTES = 352
-_FOLD_BITS = 8 * _PIECE_BYTES // 2
-_FOLD_MASK = (1 << _FOLD_BITS) - 1
-_FOLD_AGAIN_BITS = _FOLD_BITS // 2
-_FOLD_AGAIN_MASK = (1 << _FOLD_AGAIN_BITS) - 1
+# Numbers of this many bytes are added up and only their sum divided: adding is quick, dividing is not (measured
+# with segments of 1,368 bytes; half and twice as many are a little slower).
+_PIECE_BYTES = 176
 
 _ID_AND_SUM = struct.Struct(">H4sH")
 _SEQUENCE_TO_SUM = struct.Struct(">I8sH")
@@ -56,20 +53,12 @@ def pieces_of(length_bytes: int) -> struct.Struct:
     return struct.Struct(f"{rest}s" + f"{_PIECE_BYTES}s" * whole)
 
 
-def fold(total: int) -> int:
-    """A sum of pieces modulo 65535."""
-    total = (total >> _FOLD_BITS) + (total & _FOLD_MASK)
-    return ((total >> _FOLD_AGAIN_BITS) + (total & _FOLD_AGAIN_MASK)) % 0xFFFF
-
-
 def word_sum(data: bytes | bytearray) -> int:
     """The sum of the 16-bit words of some bytes modulo 65535. A last odd byte is the first of its word."""
     length = len(data)
-    if length <= _PIECE_BYTES:
-        total = int.from_bytes(data) % 0xFFFF
-    else:
-        total = fold(sum(map(int.from_bytes, pieces_of(length).unpack(data))))
-    return (total << 8) % 0xFFFF if length & 1 else total
+    pieces = (data,) if length <= _PIECE_BYTES else pieces_of(length).unpack(data)
+    total = sum(map(int.from_bytes, pieces))
+    return (total << 8 if length & 1 else total) % 0xFFFF
 
 
 def pseudo_sum(packet: bytes, protocol: int, l4_bytes: int) -> int:
@@ -211,8 +200,6 @@ def _cut_run(
     )
     for pieces in pieces_of(size).iter_unpack(payload):
         total = sum(map(int.from_bytes, pieces))
-        total = (total >> _FOLD_BITS) + (total & _FOLD_MASK)
-        total = (total >> _FOLD_AGAIN_BITS) + (total & _FOLD_AGAIN_MASK)
         if is_odd:
             total <<= 8
         if is_v4:

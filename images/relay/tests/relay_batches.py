@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-import packets as p
+import relay_packets as p
 from culvert.batch import Batch, Chunk, Piece
 from culvert.endpoint import Endpoint
 
