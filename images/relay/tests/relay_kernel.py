@@ -6,19 +6,23 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-__all__ = ["in_new_namespace", "ip", "needs_root", "until"]
+__all__ = ["Command", "end_commands", "in_new_namespace", "ip", "needs_root", "until"]
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0 or not os.path.exists("/dev/net/tun"), reason="needs root and /dev/net/tun"
 )
 _CLONE_NEWNET = 0x40000000
+_SRC = str(Path(__file__).parents[1] / "src")
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
@@ -50,3 +54,50 @@ def in_new_namespace(body: Callable[[], None]) -> None:
 
 def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, timeout=10)
+
+
+_COMMANDS: list[subprocess.Popen[bytes]] = []
+
+
+def end_commands() -> None:
+    """A test that fails leaves nothing running."""
+    while _COMMANDS:
+        process = _COMMANDS.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)
+
+
+class Command:
+    """``culvert run`` in a network namespace of its own."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.directory = directory
+        self.log = directory / "log"
+        environment = os.environ | {"PYTHONPATH": _SRC}
+        command = [
+            sys.executable,
+            "-m",
+            "culvert",
+            "run",
+            "cvtun0",
+            "--socket-directory",
+            str(directory / "run"),
+        ]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                ["unshare", "--net", *command, *arguments],
+                env=environment,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                extra_groups=[4, 27] if os.geteuid() == 0 else None,
+            )
+        _COMMANDS.append(self.process)
+
+    def wait_for(self, text: str) -> None:
+        until(lambda: text in self.log.read_text() or self.process.poll() is not None)
+        assert text in self.log.read_text()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(10)

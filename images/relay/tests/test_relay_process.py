@@ -9,9 +9,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
+import struct
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,26 +20,28 @@ from typing import Any
 import pytest
 
 from culvert import cli, privileges
+from culvert.batch import Batch
+from culvert.choose import choose_batch
 from culvert.config import parse_config
 from culvert.context import Event, EventKind
 from culvert.control import listen, socket_path
 from culvert.device import Device
 from culvert.endpoint import Endpoint
 from culvert.errors import CulvertError
+from culvert.frame import GSO_UDP_L4, NEEDS_CSUM, VNET_HEADER
 from culvert.keys import Identity, encode_base64
 from culvert.loop import Loop
+from culvert.offloads import OFFLOADS
 from culvert.privileges import parse_user
 from culvert.relay import Relay
 from culvert.resolve import Resolution, Resolver, lookup
 from culvert.run import boot_clock
+from culvert.segment import cut
 from culvert.show import query
 from culvert.testing import udp_packet
 from culvert.transport.memory import MemoryNetwork
 from culvert.tun import MemoryTun
-from relay_kernel import needs_root, until
-
-SRC = str(Path(__file__).parents[1] / "src")
-
+from relay_kernel import Command, needs_root, until
 
 # --- The loop
 # ------------------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ SRC = str(Path(__file__).parents[1] / "src")
 class Process:
     """A relay in a thread of its own, on memory twins, with a control socket."""
 
-    def __init__(self, network: MemoryNetwork, number: int, directory: str) -> None:
+    def __init__(self, network: MemoryNetwork, number: int, directory: str, batch: Batch) -> None:
         self.name = f"cv{number}"
         self.host = f"198.51.100.{number}"
         self.address = f"10.86.0.{number}"
@@ -58,7 +59,7 @@ class Process:
         self.directory = directory
         self.loop = Loop(boot_clock, listen(self.name, directory))
         self.relay = Relay(
-            Device(time.time_ns),
+            Device(time.time_ns, batch=batch),
             self.tun,
             lambda port, mark: network.open(self.host, port),
             boot_clock,
@@ -89,10 +90,11 @@ class Process:
         self.relay.close()
 
 
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[tuple[Process, Process]]:
-    network = MemoryNetwork()
-    one, two = (Process(network, number, str(tmp_path)) for number in (1, 2))
+@pytest.fixture(params=["python datagrams", "python runs", "auto runs"])
+def processes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Process, Process]]:
+    batch, _, kind = request.param.partition(" ")
+    network = MemoryNetwork(runs=kind == "runs")
+    one, two = (Process(network, number, str(tmp_path), choose_batch(batch)) for number in (1, 2))
     one.configure(two)
     two.configure(one)
     one.start()
@@ -110,6 +112,27 @@ def test_two_loops_carry_packets(processes: tuple[Process, Process]) -> None:
     assert two.tun.written == packets
     two.tun.inject(*(udp_packet(two.address, one.address, bytes(1000)) for _ in range(1000)))
     until(lambda: len(one.tun.written) == 1000)
+
+
+@pytest.mark.parametrize("off", [frozenset[str](), frozenset(OFFLOADS)], ids=["offloads", "none"])
+def test_two_loops_carry_superpackets(processes: tuple[Process, Process], off: frozenset[str]) -> None:
+    one, two = processes
+    two.relay.set_offloads(off)
+    packet = bytearray(udp_packet(one.address, two.address, os.urandom(40_000)))
+    # What the kernel leaves to us: the sum of the pseudo-header alone.
+    words = struct.unpack(">4H", packet[12:20])
+    packet[26:28] = ((sum(words) + 17 + 40_008) % 0xFFFF).to_bytes(2)
+    frame = VNET_HEADER.pack(NEEDS_CSUM, GSO_UDP_L4, 28, 1000, 20, 6) + bytes(packet)
+    # A session first: while there is none, few packets are kept.
+    one.tun.inject(udp_packet(one.address, two.address, b"first"))
+    until(lambda: bool(two.tun.written))
+    two.tun.written.clear()
+    two.tun.written_frames.clear()
+    one.tun.inject_frames(*[frame] * 10)
+    until(lambda: len(two.tun.written) == 400)
+    assert two.tun.written == cut(frame) * 10
+    whole = len(two.tun.written_frames) < 400
+    assert whole != bool(off)
 
 
 def test_the_control_socket_answers_meanwhile(processes: tuple[Process, Process]) -> None:
@@ -413,68 +436,6 @@ def test_users() -> None:
 
 # --- The real thing
 # ------------------------------------------------------------------------------------------
-
-
-_COMMANDS: list[subprocess.Popen[bytes]] = []
-
-
-@pytest.fixture(autouse=True)
-def no_process_is_left() -> Iterator[None]:
-    """A test that fails leaves nothing running."""
-    yield
-    while _COMMANDS:
-        process = _COMMANDS.pop()
-        if process.poll() is None:
-            process.kill()
-            process.wait(10)
-
-
-class Command:
-    """``culvert run`` in a network namespace of its own."""
-
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        self.directory = directory
-        self.log = directory / "log"
-        environment = os.environ | {"PYTHONPATH": SRC}
-        command = [
-            sys.executable,
-            "-m",
-            "culvert",
-            "run",
-            "cvtun0",
-            "--socket-directory",
-            str(directory / "run"),
-        ]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                ["unshare", "--net", *command, *arguments],
-                env=environment,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                extra_groups=[4, 27] if os.geteuid() == 0 else None,
-            )
-
-        _COMMANDS.append(self.process)
-
-    def wait_for(self, text: str) -> None:
-        until(lambda: text in self.log.read_text() or self.process.poll() is not None)
-        assert text in self.log.read_text()
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(10)
-
-
-@pytest.fixture
-def configured() -> Iterator[Path]:
-    # Not tmp_path: no other user can get there.
-    with tempfile.TemporaryDirectory(prefix="cvt") as name:
-        path = Path(name)
-        path.chmod(0o755)
-        (path / "key").write_text(encode_base64(bytes(range(32))))
-        text = "[Interface]\nPrivateKeyFile = key\nListenPort = 51820\nMTU = 1380\n"
-        (path / "wg.conf").write_text(text)
-        yield path
 
 
 @needs_root

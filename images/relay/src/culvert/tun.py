@@ -374,14 +374,16 @@ class MemoryTun:
         if self._gone:
             raise DeviceGone
         self._lent[:] = b"\xff" * len(self._lent)
+        # First the event, then the queue: what another thread injects in between is not slept through.
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._event)
         taken: list[bytes] = []
         size = 0
         while self._frames and len(taken) < limit and size < _TURN_BYTES:
             taken.append(self._frames.popleft())
             size += len(taken[-1])
-        if not self._frames:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._event)
+        if self._frames:
+            os.eventfd_write(self._event, 1)
         self._lent = bytearray().join(taken)
         ends = [0, *itertools.accumulate(len(frame) for frame in taken)]
         return [memoryview(self._lent)[start:end] for start, end in itertools.pairwise(ends)]

@@ -102,10 +102,12 @@ class MemoryTransport:
         return (self._event,)
 
     def receive(self, fileno: int, limit: int) -> list[Received]:
+        # First the event, then the queue: what another thread sends in between is not slept through.
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._event)
         received = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
-        if not self._queue:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._event)
+        if self._queue:
+            os.eventfd_write(self._event, 1)
         for buffer in self._lent:
             buffer[:] = b"\xff" * len(buffer)
         self._lent = [bytearray(one.data) for one in received]
