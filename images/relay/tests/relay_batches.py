@@ -99,3 +99,38 @@ def once_only() -> Callable[[int, int, int, bytes | None], int]:
         return sum(1 << place for place in new)
 
     return accept
+
+
+def check_superpacket(frame: bytes, coalesce: int) -> None:
+    """That a frame is one that the kernel takes, and announces what it is."""
+    flags, kind, header, size, start, offset = p.VNET.unpack_from(frame)
+    packet = frame[10:]
+    if not kind:
+        assert frame[:10] == p.PLAIN
+        return
+    is_v4, is_udp = packet[0] >> 4 == 4, kind == p.UDP_L4
+    assert flags == 1
+    assert coalesce & (2 if is_udp else 1)
+    assert is_udp or kind == (p.TCPV4 if is_v4 else p.TCPV6)
+    assert (start, offset) == (20 if is_v4 else 40, 6 if is_udp else 16)
+    assert header == start + (8 if is_udp else (packet[start + 12] >> 4) * 4)
+    assert header + size < len(packet) <= 65535
+    assert not is_udp or -(-(len(packet) - header) // size) <= 64
+    assert int.from_bytes(packet[2:4] if is_v4 else packet[4:6]) == len(packet) - (0 if is_v4 else 40)
+    assert not is_v4 or p.ones_sum(packet[:20]) == 0xFFFF
+    pseudo = p.pseudo_header(packet, p.UDP if is_udp else p.TCP, len(packet) - start)
+    assert int.from_bytes(packet[start + offset : start + offset + 2]) == p.ones_sum(pseudo)
+
+
+def check_delivery(arrived: Sequence[bytes], frames: Sequence[bytes], coalesce: int) -> None:
+    """All that arrived and nothing else, bit for bit, and in order within each flow."""
+    for frame in frames:
+        check_superpacket(frame, coalesce)
+    handed = packets_in(frames)
+    assert sorted(map(p.comparable, handed)) == sorted(map(p.comparable, arrived))
+    for flow in {p.flow_of(packet) for packet in arrived}:
+        first, second = (
+            [p.comparable(packet) for packet in packets if p.flow_of(packet) in (flow, None)]
+            for packets in (arrived, handed)
+        )
+        assert first == second

@@ -18,6 +18,7 @@ from unittest import mock
 
 import pytest
 
+import relay_fuzz_batch
 from culvert import config, ip
 from culvert.batch import Received
 from culvert.constants import MAC_BYTES
@@ -209,6 +210,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "from_host": from_host,
     "configuration": configuration,
     "requests": requests,
+    "seal": lambda data: relay_fuzz_batch.seal(pieces(data)),
+    "open": lambda data: relay_fuzz_batch.open_(pieces(data)),
 }
 
 

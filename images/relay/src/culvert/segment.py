@@ -36,7 +36,7 @@ FIN = 0x01
 PSH = 0x08
 CWR = 0x80
 
-# Numbers of this many bytes are added up and only their sum divided: adding is quick, dividing is not (measured
+# Numbers of this many bytes are added up and only the sum divided: adding is quick, dividing is not (measured
 # with segments of 1,368 bytes; half and twice as many are a little slower).
 _PIECE_BYTES = 176
 
