@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """For tools/sanitize.sh: the seeds of fuzz targets, and random changes of them, until the time is up.
 
-Not guided by coverage: AddressSanitizer's library takes the place of the functions that libFuzzer counts with.
+Not guided by coverage: the library of AddressSanitizer takes the place of the functions libFuzzer counts with.
 The seeds that guided runs without it have found make up for that.
 
     sanitized_fuzz.py DIRECTORY_OF_THE_TESTS SECONDS TARGET...

@@ -25,6 +25,10 @@ HEADER = "# Managed by culvert.vpn: changes made here are lost at the next run.\
 INLINE = "(in the configuration, not shown)"
 _KEEPALIVE_MAX_S = 65535
 _FWMARK_MAX = 2**32 - 1
+#: What seals and opens packets. The first is what the relay does when the file says nothing.
+BATCHES = ("auto", "compiled", "python")
+#: The kernel's offloads by the relay's names, in the order in which they are written.
+OFFLOADS = ("tso", "uso", "gso", "gro")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class FileConfig:
 
     :ivar listen_port: 0 for any.
     :ivar fwmark: 0 for none.
+    :ivar batch: one of ``BATCHES``.
+    :ivar disable_offloads: some of ``OFFLOADS``, in their order.
     :ivar inline_key: only in files that others wrote: the private key itself.
     """
 
@@ -74,6 +80,8 @@ class FileConfig:
     listen_port: int = 0
     fwmark: int = 0
     peers: tuple[FilePeer, ...] = ()
+    batch: str = BATCHES[0]
+    disable_offloads: tuple[str, ...] = ()
     inline_key: _x25519.SecretKey | None = field(default=None, repr=False)
 
     def options(self) -> list[tuple[str, str]]:
@@ -82,6 +90,8 @@ class FileConfig:
             ("PrivateKeyFile", self.private_key_file),
             ("ListenPort", str(self.listen_port or "")),
             ("FwMark", str(self.fwmark or "")),
+            ("Batch", "" if self.batch == BATCHES[0] else self.batch),
+            ("DisableOffloads", ", ".join(self.disable_offloads)),
         ]
         return [(name, value) for name, value in every if value]
 
@@ -95,6 +105,12 @@ class FileConfig:
 def item_of(public_key: str, name: str = "") -> str:
     """What a diff calls a peer."""
     return f"peer {public_key}" if public_key else f"peer {name} (its key is not made yet)"
+
+
+def offloads_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the names that are offloads, once each and in the one order."""
+    given = {name.strip() for name in names}
+    return tuple(name for name in OFFLOADS if name in given)
 
 
 def name_of(text: str) -> str:
@@ -122,10 +138,13 @@ def parse(text: str) -> FileConfig:
         elif kind == "[peer]" and _is_key(options.get("publickey", "")):
             peers[options["publickey"]] = _peer(options)
     inline_key = _x25519.from_base64(interface.get("privatekey", "").encode())
+    batch = interface.get("batch", "").lower()
     return FileConfig(
         private_key_file=interface.get("privatekeyfile", ""),
         listen_port=_number(interface.get("listenport", ""), _KEEPALIVE_MAX_S),
         fwmark=_number(interface.get("fwmark", ""), _FWMARK_MAX),
+        batch=batch if batch in BATCHES else BATCHES[0],
+        disable_offloads=offloads_of(interface.get("disableoffloads", "").lower().split(",")),
         peers=tuple(peers.values()),
         inline_key=_x25519.SecretKey(inline_key) if inline_key else None,
     )

@@ -27,7 +27,18 @@ from . import _x25519
 from ._accounts import account_number
 from ._core import Change, Plan, SpecError
 from ._options import Options
-from ._relay_file import FileConfig, FilePeer, item_of, name_of, parse, prefix_of, render
+from ._relay_file import (
+    BATCHES,
+    OFFLOADS,
+    FileConfig,
+    FilePeer,
+    item_of,
+    name_of,
+    offloads_of,
+    parse,
+    prefix_of,
+    render,
+)
 from ._uapi import Peer, Relay, interface_name, socket_path_of
 
 FILE_MODE = 0o640
@@ -67,6 +78,8 @@ class PeersSpec:
                 private_key_file=_path(options, "private_key_file", f"{CONFIG_DIRECTORY}/{name}.key"),
                 listen_port=options.integer("listen_port", 0, 65535, DEFAULT_PORT) or 0,
                 fwmark=options.integer("fwmark", 0, 2**32 - 1, DEFAULT_PORT) or 0,
+                batch=options.required("batch", BATCHES[0], BATCHES),
+                disable_offloads=_offloads(options),
                 peers=_peers(options.mappings("peers"), check_mode),
             ),
             owner=account_number(options, "owner"),
@@ -137,6 +150,14 @@ def _path(options: Options, option: str, default: str = "") -> str:
     if "#" in path or path != path.strip() or not path.isprintable():
         raise options.refuse(option, f"{path!r} cannot be written into the configuration: '#' or white space")
     return path
+
+
+def _offloads(options: Options) -> tuple[str, ...]:
+    names = options.texts("disable_offloads")
+    for name in names:
+        if name not in OFFLOADS:
+            raise options.refuse("disable_offloads", f"{name!r} is not one of {', '.join(OFFLOADS)}")
+    return offloads_of(names)
 
 
 def _peers(entries: list[Options], check_mode: bool) -> tuple[FilePeer, ...]:

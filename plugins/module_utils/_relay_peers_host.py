@@ -51,6 +51,8 @@ class PeersBackend(PlainBackend):
         config = parse(text or "")
         relay = query(spec.socket_path)
         key = self._own_key()
+        if relay is not None and config.disable_offloads != spec.config.disable_offloads:
+            self._reload = True
         return Observed(
             text=text,
             mode=mode,

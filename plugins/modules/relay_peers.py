@@ -81,6 +81,22 @@ options:
       - Mark on the relay's own packets, V(0) for none.
     type: int
     default: 51820
+  batch:
+    description:
+      - What seals and opens packets. V(compiled) and V(python) are the two there are, V(auto) is the compiled
+        one where the relay has it.
+      - Is written into the file. A relay that runs changes it when it is started again.
+    type: str
+    choices: [auto, compiled, python]
+    default: auto
+  disable_offloads:
+    description:
+      - Offloads of the kernel that the relay is not to use, see RV(reload). V(tso) and V(uso) are TCP and UDP
+        superpackets of the TUN device, V(gso) and V(gro) are runs of datagrams sent and received in one call.
+    type: list
+    elements: str
+    choices: [tso, uso, gso, gro]
+    default: []
   peers:
     description:
       - All the peers of the relay.
@@ -172,9 +188,10 @@ public_key:
   sample: hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=
 reload:
   description:
-    - Whether the running relay got a peer whose endpoint is a host name. It was told an address, or nothing
-      where the name does not resolve. To have it look the name up by itself from now on, make it read the
-      file again by SIGHUP, which changes nothing else.
+    - Whether there is something that the running relay learns from the file alone, when SIGHUP makes it read
+      that again, which changes nothing else.
+    - Other O(disable_offloads) than before, or a peer whose endpoint is a host name. The relay was told an
+      address of that, or nothing where the name does not resolve, and then looks it up by itself.
   returned: success
   type: bool
   sample: false
@@ -211,6 +228,13 @@ def main() -> None:
             "private_key_file": {"type": "path", "no_log": False},
             "listen_port": {"type": "int", "default": 51820},
             "fwmark": {"type": "int", "default": 51820},
+            "batch": {"type": "str", "choices": ["auto", "compiled", "python"], "default": "auto"},
+            "disable_offloads": {
+                "type": "list",
+                "elements": "str",
+                "choices": ["tso", "uso", "gso", "gro"],
+                "default": [],
+            },
             "peers": {"type": "list", "elements": "dict", "required": True, "options": PEER_OPTIONS},
             "allow_identity_change": {"type": "bool", "default": False},
             "allow_removal": {"type": "bool", "default": False},

@@ -88,6 +88,12 @@ REFUSALS = {
     ),
     "a malformed prefix": Refusal(["client_networks", "10.0.0.0/33"], {"client_networks": ["10.0.0.0/33"]}),
     "a port that the relay may not have": Refusal(["relay_listen_port", "1024"], {"relay_listen_port": 53}),
+    "a batch that there is not": Refusal(
+        ["relay_batch", "auto, compiled, python", "quick"], {"relay_batch": "quick"}
+    ),
+    "an offload that there is not": Refusal(
+        ["relay_disable_offloads", "tso, uso, gso, gro", "lro"], {"relay_disable_offloads": ["tso", "lro"]}
+    ),
     "an archive without the image": Refusal(["relay_image_archive", "other:1"], {"relay_image": "other:1"}),
     "a host left out": Refusal(
         ["demo-client2", "--limit", "no relay was changed"], arguments=["--limit", "!demo-client2"]

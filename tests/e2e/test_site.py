@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet import ROOT, Fleet
@@ -118,6 +119,34 @@ def test_a_peer_is_added_to_a_running_relay(fleet: Fleet, deployed: str) -> None
     assert {host: fleet.shell(host, started) for host in HOSTS} == processes
     assert int(fleet.shell(SERVER, received)) >= before, "the counters of the other session began anew"
     wait_until_seen(fleet, CLIENT2)
+
+
+def test_offloads_change_in_a_running_relay_and_the_batch_in_a_new_one(fleet: Fleet, deployed: str) -> None:
+    """Of the batch the container says what it was started with, so another one is another container."""
+    started = "docker inspect --format '{{.State.StartedAt}}' culvert-culvert0"
+    show = "docker exec culvert-culvert0 culvert show culvert0"
+    assert "  batch: compiled\n" in fleet.shell(CLIENT1, show)
+    processes = fleet.shell(CLIENT1, started)
+
+    def play(**variables: Any) -> str:
+        run = fleet.play(SITE, **variables)
+        assert run.code == 0, run.output[-4000:]
+        assert run.changed() == dict.fromkeys(HOSTS, 1 if len(variables) == 1 else 2), run.output[-4000:]
+        wait_until_seen(fleet, CLIENT1)
+        return fleet.shell(CLIENT1, show)
+
+    off = ["gro", "gso", "tso", "uso"]
+    assert "  offloads: none\n" in play(relay_disable_offloads=off)
+    assert fleet.shell(CLIENT1, started) == processes, "offloads are no reason for a restart"
+    shown = play(relay_disable_offloads=off, relay_batch="python")
+    assert "  batch: python\n" in shown
+    assert "  offloads: none\n" in shown
+    assert fleet.shell(CLIENT1, started) != processes
+    again = fleet.play(SITE, relay_disable_offloads=off, relay_batch="python")
+    assert set(again.changed().values()) == {0}, again.output[-4000:]
+    back = fleet.play(SITE)
+    assert back.code == 0, back.output[-4000:]
+    assert "  batch: compiled\n" in fleet.shell(CLIENT1, show)
 
 
 def test_the_relay_has_no_more_privileges_than_it_needs(fleet: Fleet, deployed: str) -> None:

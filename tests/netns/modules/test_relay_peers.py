@@ -281,6 +281,19 @@ def test_names_are_resolved_on_the_host_and_the_unknown_is_left_to_the_relay(sit
     assert (again.changed, again["reload"]) == (False, False)
 
 
+def test_what_the_relay_reads_from_the_file_alone(site: Site) -> None:
+    site.start()
+    before = site.session()
+    done = site.run(site.client_peer, disable_offloads=["gso", "tso"], batch="python")
+    assert (done.changed, done["reload"]) == (True, True)
+    assert "Batch = python\nDisableOffloads = tso, gso\n" in site.config.read_text()
+    again = site.run(site.client_peer, disable_offloads=["tso", "gso"], batch="python")
+    assert (again.changed, again["reload"]) == (False, False)
+    done = site.run(site.client_peer, disable_offloads=["tso", "gso"])
+    assert (done.changed, done["reload"]) == (True, False), "another batch is no matter of reading again"
+    assert site.session()[0] == before[0]
+
+
 def test_most_peers_and_the_identity_are_kept_unless_told_otherwise(site: Site) -> None:
     site.start()
     others = [peer(Key().public, f"10.86.1.{number}/32", name=f"host{number}") for number in range(3)]

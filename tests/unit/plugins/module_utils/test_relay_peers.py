@@ -14,9 +14,12 @@ import pytest
 from ansible_collections.culvert.vpn.plugins.module_utils import _x25519
 from ansible_collections.culvert.vpn.plugins.module_utils._core import Change, SpecError, diff_of
 from ansible_collections.culvert.vpn.plugins.module_utils._relay_file import (
+    BATCHES,
+    OFFLOADS,
     FileConfig,
     FilePeer,
     name_of,
+    offloads_of,
     parse,
     render,
 )
@@ -120,10 +123,43 @@ FILE_PEERS = st.builds(
     st.integers(0, 65535),
     st.integers(0, 2**32 - 1),
     st.lists(FILE_PEERS, max_size=5, unique_by=lambda peer: peer.public_key),
+    st.sampled_from(BATCHES),
+    st.sets(st.sampled_from(OFFLOADS)).map(offloads_of),
 )
-def test_what_is_written_is_what_is_read(port: int, fwmark: int, peers: list[FilePeer]) -> None:
-    config = FileConfig("/etc/culvert/culvert0.key", port, fwmark, tuple(peers))
+def test_what_is_written_is_what_is_read(
+    port: int, fwmark: int, peers: list[FilePeer], batch: str, offloads: tuple[str, ...]
+) -> None:
+    config = FileConfig("/etc/culvert/culvert0.key", port, fwmark, tuple(peers), batch, offloads)
     assert parse(render(config)) == config
+
+
+def test_batch_and_offloads_are_written_where_they_are_not_the_default() -> None:
+    spec = spec_of(batch="python", disable_offloads=["gro", "tso", "gro"])
+    added = "FwMark = 51820\nBatch = python\nDisableOffloads = tso, gro\n"
+    assert render(spec.config) == WRITTEN.partition("\n[Peer]")[0].replace("FwMark = 51820\n", added)
+
+    (step,) = plan(spec, settled(spec_of(), running()))
+    assert step.action == "write", "the running relay is told neither by its socket"
+    assert step.after is not None
+    assert step.after["interface"]["Batch"] == "python"
+    assert step.after["interface"]["DisableOffloads"] == "tso, gro"
+    assert plan(spec, settled(spec, running())) == []
+    assert plan(spec_of(batch="auto", disable_offloads=[]), settled(spec_of(), running())) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "batch", "offloads"),
+    [
+        ("batch=PYTHON", "python", ()),
+        ("Batch = quick", "auto", ()),
+        ("DisableOffloads = GRO,nonsense , tso", "auto", ("tso", "gro")),
+        ("DisableOffloads = none", "auto", ()),
+        ("DisableOffloads =", "auto", ()),
+    ],
+)
+def test_batch_and_offloads_written_by_hand(line: str, batch: str, offloads: tuple[str, ...]) -> None:
+    config = parse(f"[Interface]\n{line}\n")
+    assert (config.batch, config.disable_offloads) == (batch, offloads)
 
 
 @given(st.lists(LINES | st.sampled_from(WRITTEN.split("\n")), max_size=30))
@@ -443,6 +479,8 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"private_key_file": "/etc/#1"}, "private_key_file", "'#'"),
     ({"config_path": "culvert0.conf"}, "config_path", "absolute"),
     ({"listen_port": 65536}, "listen_port", "65536"),
+    ({"batch": "quick"}, "batch", "auto, compiled, python"),
+    ({"disable_offloads": ["tso", "lro"]}, "disable_offloads", "'lro' is not one of tso, uso, gso, gro"),
     ({"name": "sixteen-bytes-xx"}, "name", "sixteen-bytes-xx"),
 ]
 
