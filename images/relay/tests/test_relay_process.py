@@ -94,7 +94,7 @@ class Process:
 def processes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Process, Process]]:
     batch, _, kind = request.param.partition(" ")
     network = MemoryNetwork(runs=kind == "runs")
-    one, two = (Process(network, number, str(tmp_path), choose_batch(batch)) for number in (1, 2))
+    one, two = (Process(network, number, str(tmp_path), choose_batch(batch)[0]) for number in (1, 2))
     one.configure(two)
     two.configure(one)
     one.start()

@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from culvert import calls as calls_module
 from culvert import tun as tun_module
 from culvert.batch import Buffer
 from culvert.errors import CulvertError
@@ -517,7 +518,7 @@ def test_superpackets_that_are_refused_go_in_pieces(
     def body() -> None:
         tun = LinuxTun.open(TunOptions("cvtun0"))
         bring_up()
-        monkeypatch.setattr(tun_module, "os", refusing)
+        monkeypatch.setattr(calls_module, "os", refusing)
         with Reflector(tun):
             tcp_through(4, 1 << 20)
             udp_through()

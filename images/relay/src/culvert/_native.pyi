@@ -1,9 +1,11 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
+import socket
 from collections.abc import Sequence
 from typing import Any
 
 from .batch import Accept, Buffer, Chunk, Flow, Piece, Received, Sifted
+from .calls import Address, Ancillary, Known, Remember
 
 class CompiledBatch:
     name: str
@@ -17,3 +19,13 @@ class CompiledBatch:
     def open(
         self, key: Any, pieces: Sequence[Piece], congested: bool, coalesce: int, accept: Accept
     ) -> list[Buffer]: ...
+
+class CompiledCalls:
+    def read_frames(self, fd: int, lead: int, limit: int) -> tuple[list[Buffer], int]: ...
+    def write_frames(self, fd: int, frames: list[Buffer], start: int) -> tuple[int, int]: ...
+    def receive(
+        self, sock: socket.socket, limit: int, known: Known, remember: Remember
+    ) -> list[Received]: ...
+    def send(
+        self, sock: socket.socket, data: Buffer, ancillary: Ancillary, address: Address, segment_bytes: int
+    ) -> int: ...

@@ -11,9 +11,9 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memset
 
-from .batch import Chunk, Flow, Piece, Sifted
+from .batch import Chunk, Flow, Piece, Received, Sifted
 
 cdef extern from "openssl/evp.h" nogil:
     ctypedef struct EVP_CIPHER_CTX
@@ -412,6 +412,7 @@ cdef int _accept_runs(cv_message *messages, size_t count, object accept) except 
         while (
             stop < count and stop - start < <size_t>RUN and messages[stop].authentic
             and messages[stop].counter == messages[start].counter + (stop - start)
+            and messages[stop].counter > messages[start].counter
             and (messages[stop].plain_bytes == 0) == (messages[start].plain_bytes == 0)
             and cv_message_source(&messages[stop], &other) == source_bytes
             and (not source_bytes or memcmp(source, other, source_bytes) == 0)
@@ -437,3 +438,6 @@ cdef list _frames(cv_message *messages, cv_group *groups, size_t count):
         cv_group_write(messages, &groups[i], <uint8_t *>PyBytes_AS_STRING(frame))
         frames.append(frame)
     return frames
+
+
+include "native/calls.pxi"

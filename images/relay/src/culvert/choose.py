@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 
 from .batch import Batch
+from .calls import Calls, PythonCalls
 from .errors import CulvertError
 from .pure import PureBatch
 
@@ -26,16 +27,18 @@ def parse_batch(text: str) -> str:
     return name
 
 
-def choose_batch(name: str) -> Batch:
-    """The implementation called ``name``. ``auto`` is the compiled one, or, with a word in the log, Python.
+def choose_batch(name: str) -> tuple[Batch, Calls]:
+    """The implementation called ``name``, with the system calls of its kind.
+
+    ``auto`` is the compiled one, or, with a word in the log, Python.
 
     :raises CulvertError: ``compiled`` was asked for and is not there.
     """
     if name == "python":
-        return PureBatch()
+        return PureBatch(), PythonCalls()
     try:
         # Here, not above: where the extension was not built, everything else works.
-        from .compiled import CompiledBatch
+        from .compiled import CompiledBatch, CompiledCalls
     except ImportError as error:
         if name != AUTO:
             raise CulvertError(
@@ -48,5 +51,5 @@ def choose_batch(name: str) -> Batch:
             "hand, or silence this with --batch python",
             error,
         )
-        return PureBatch()
-    return CompiledBatch()
+        return PureBatch(), PythonCalls()
+    return CompiledBatch(), CompiledCalls()

@@ -1,9 +1,9 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The compiled batch, where the extension module was built: importing this raises ImportError elsewhere."""
+"""The compiled batch and system calls. Importing this raises ImportError where they were not built."""
 
 from __future__ import annotations
 
-from ._native import CompiledBatch
+from ._native import CompiledBatch, CompiledCalls
 
-__all__ = ["CompiledBatch"]
+__all__ = ["CompiledBatch", "CompiledCalls"]

@@ -77,8 +77,16 @@ def run(options: RunOptions) -> int:
         config = None if config_path is None else _load(config_path)
         batch_name = options.batch_with(config)
         loop = Loop(boot_clock, control, lambda: _reload(relay, config_path, options, batch_name))
-        device = Device(time.time_ns, batch=choose_batch(batch_name))
-        relay = Relay(device, tun, UdpTransport, boot_clock, loop.transport_changed)
+        batch, calls = choose_batch(batch_name)
+        tun.calls = calls
+        device = Device(time.time_ns, batch=batch)
+        relay = Relay(
+            device,
+            tun,
+            lambda port, mark: UdpTransport(port, mark, calls),
+            boot_clock,
+            loop.transport_changed,
+        )
         relay.set_offloads(options.disabled_with(config))
         if config is not None:
             _configure(relay, tun, config)

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .batch import Buffer
+from .calls import Calls, PythonCalls
 from .errors import CulvertError
 from .frame import (
     COALESCE_TCP,
@@ -92,7 +93,7 @@ class Tun(Protocol):
         call. :raises DeviceGone:
         """
 
-    def write(self, frames: Iterable[Buffer]) -> None:
+    def write(self, frames: list[Buffer]) -> None:
         """Hand frames to the host; what it refuses is dropped. :raises DeviceGone:"""
 
     def set_offloads(self, off: frozenset[str]) -> None:
@@ -131,8 +132,7 @@ class LinuxTun:
     def __init__(self, fd: int, name: str, *, created: bool, vnet_header: bool) -> None:
         self._fd = fd
         self._vnet_header = vnet_header
-        # One for all frames, for the reason that UdpTransport has.
-        self._arena = memoryview(bytearray(_TURN_BYTES + _MAX_FRAME_BYTES))
+        self.calls: Calls = PythonCalls()
         self.coalesce = 0
         self._control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._name = name
@@ -247,33 +247,23 @@ class LinuxTun:
             raise CulvertError(f"interface {self._name}: cannot be set up: {error.strerror}") from None
 
     def read(self, limit: int) -> list[Buffer]:
-        frames: list[Buffer] = []
-        readv, fd, arena = os.readv, self._fd, self._arena
         lead = 0 if self._vnet_header else VNET_HEADER_BYTES
-        at = 0
-        try:
-            while at < _TURN_BYTES and len(frames) < limit:
-                end = at + lead + readv(fd, (arena[at + lead :],))
-                if lead:
-                    arena[at : at + lead] = PLAIN
-                frames.append(arena[at:end])
-                at = end
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            if error.errno in (errno.EBADFD, errno.EBADF, errno.ENODEV):
-                raise DeviceGone from None
-            if error.errno not in (errno.EIO, errno.EINTR):
-                raise
+        frames, code = self.calls.read_frames(self._fd, lead, limit)
+        if code in (errno.EBADFD, errno.EBADF, errno.ENODEV):
+            raise DeviceGone
+        if code not in (0, errno.EIO, errno.EINTR):
+            raise OSError(code, os.strerror(code))
         return frames
 
-    def write(self, frames: Iterable[Buffer]) -> None:
-        write, fd = os.write, self._fd
-        for frame in frames if self._vnet_header else _without_headers(frames):
-            try:
-                write(fd, frame)
-            except OSError as error:
-                self._not_taken(frame, error.errno)
+    def write(self, frames: list[Buffer]) -> None:
+        if not self._vnet_header:
+            frames = list(_without_headers(frames))
+        place = 0
+        while place < len(frames):
+            place, code = self.calls.write_frames(self._fd, frames, place)
+            if code:
+                self._not_taken(frames[place], code)
+                place += 1
 
     def _not_taken(self, frame: Buffer, code: int | None) -> None:
         if code in (errno.EBADFD, errno.EBADF):
@@ -388,7 +378,7 @@ class MemoryTun:
         ends = [0, *itertools.accumulate(len(frame) for frame in taken)]
         return [memoryview(self._lent)[start:end] for start, end in itertools.pairwise(ends)]
 
-    def write(self, frames: Iterable[Buffer]) -> None:
+    def write(self, frames: list[Buffer]) -> None:
         if self._gone:
             raise DeviceGone
         kept = [bytes(frame) for frame in frames]

@@ -94,8 +94,11 @@ static void classify(struct cv_message *message)
         if (cv_get16(head + 4) != bytes - l4 || bytes == l4 + 8 || (head[6] | head[7]) == 0)
             return;
     }
-    /* A wrong checksum must reach the receiver as wrong as it is: made anew, it would be right. */
-    if (l4 == 20 && cv_fold(cv_sum(packet, 20)) != 0xFFFF)
+    /* A wrong checksum must reach the receiver as wrong as it is: made anew, it would be right. And a right one that is
+     * not written as a cut would write it (zero has two forms) would come out as the other. */
+    if (l4 == 20 && (cv_fold(cv_sum(packet, 20)) != 0xFFFF || cv_get16(packet + 10) == 0xFFFF))
+        return;
+    if (protocol == CV_TCP && cv_get16(head + 16) == 0xFFFF)
         return;
     if (cv_fold(cv_sum(head, bytes - l4) + cv_pseudo_sum(packet, protocol, bytes - l4)) != 0xFFFF)
         return;

@@ -25,7 +25,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from ..batch import Buffer, Chunk, Received
-from ..constants import MAX_DATAGRAM_BYTES
+from ..calls import UDP_GRO, UDP_SEGMENT, Address, Ancillary, Calls, Known, PythonCalls
 from ..context import OutgoingRun
 from ..endpoint import Endpoint
 from ..offloads import GRO, GSO
@@ -41,28 +41,19 @@ _IPV6_PKTINFO = 50
 _IPV6_RECVTCLASS = 66
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
-_UDP_SEGMENT = 103
-_UDP_GRO = 104
 
 _PKTINFO_V4 = struct.Struct("=i4s4s")
 _PKTINFO_V6 = struct.Struct("=16sI")
 _INT = struct.Struct("=i")
 _MARK = struct.Struct("=I")
-_SEGMENT = struct.Struct("=H")
 
 # A burst of a full gigabit link for 50 ms; wireguard-go takes 7 MiB too.
 _BUFFER_BYTES = 7 << 20
-_ANCILLARY_BYTES = 256
-# Received in one turn: four whole runs, or as many single datagrams as the caller wants.
-_TURN_BYTES = 1 << 18
 # Endpoints remembered so that a flow's datagrams share one object; forgotten when there are more.
 _MAX_REMEMBERED = 4096
 _SEND_WAIT_MS = 20
 _NO_ROUTE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN))
 _BAD_SOURCE = frozenset((errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.ENODEV))
-
-_Ancillary = list[tuple[int, int, bytes]]
-_Address = tuple[str, int] | tuple[str, int, int, int]
 
 _log = logging.getLogger("culvert")
 
@@ -73,15 +64,13 @@ class UdpTransport:
     :raises OSError: from the constructor: EADDRINUSE, or EPERM for a mark without CAP_NET_ADMIN.
     """
 
-    def __init__(self, port: int, mark: int) -> None:
+    def __init__(self, port: int, mark: int, calls: Calls | None = None) -> None:
         self._sockets: dict[int, socket.socket] = {}
         self._by_family: dict[int, socket.socket] = {}
-        self._remembered: dict[tuple[object, ...], tuple[Endpoint, int]] = {}
+        self._remembered: Known = {}
         self._endpoints: dict[tuple[object, ...], Endpoint] = {}
         self._dead_sources: set[bytes] = set()
-        # One for all: 64 KiB asked of the allocator for each datagram, and nearly all of it given back, leave
-        # the heap so full of holes that it grows for as long as peers come and go.
-        self._arena = memoryview(bytearray(_TURN_BYTES + MAX_DATAGRAM_BYTES))
+        self._calls: Calls = calls or PythonCalls()
         self._sends_runs = self._receives_runs = False
         self.port = self._open(port)
         self.set_offloads(frozenset())
@@ -149,20 +138,12 @@ class UdpTransport:
         return frozenset(name for name, is_on in in_effect if is_on)
 
     def receive(self, fileno: int, limit: int) -> list[Received]:
-        received: list[Received] = []
-        remembered = self._remembered
-        for data, ancillary, address in _receive_many(self._sockets[fileno], self._arena, limit):
-            segment_bytes = _take_segment(ancillary)
-            known = remembered.get((address, *ancillary))
-            if known is None:
-                known = self._remember(address, ancillary)
-            received.append(Received(data, *known, segment_bytes if segment_bytes < len(data) else 0))
-        return received
-
-    def _remember(self, address: _Address, ancillary: _Ancillary) -> tuple[Endpoint, int]:
         if len(self._remembered) >= _MAX_REMEMBERED:
             self._remembered.clear()
             self._endpoints.clear()
+        return self._calls.receive(self._sockets[fileno], limit, self._remembered, self._remember)
+
+    def _remember(self, address: Address, ancillary: Ancillary) -> tuple[Endpoint, int]:
         local, ecn = _read_ancillary(ancillary)
         # A datagram arrived there, so the address is ours (again).
         self._dead_sources.discard(local)
@@ -171,8 +152,7 @@ class UdpTransport:
             host, port = str(address[0]).partition("%")[0], int(str(address[1]))
             scope_id = int(str(address[3])) if len(address) > 3 else 0
             endpoint = self._endpoints[address, local] = Endpoint(host, port, scope_id, local)
-        known = self._remembered[(address, *ancillary)] = (endpoint, ecn)
-        return known
+        return endpoint, ecn
 
     def send(self, runs: Sequence[OutgoingRun]) -> list[Endpoint]:
         unreachable: list[Endpoint] = []
@@ -188,8 +168,7 @@ class UdpTransport:
         for data, segment_bytes in chunks:
             code = 0
             if self._sends_runs and segment_bytes < len(data):
-                segment = (socket.SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(segment_bytes))
-                code = _send(sock, data, [*self._write_ancillary(endpoint, tos), segment], address)
+                code = self._send(sock, data, self._write_ancillary(endpoint, tos), address, segment_bytes)
                 if code in (0, errno.EAGAIN):
                     continue
             # One by one, if only to find out who is at fault.
@@ -206,14 +185,31 @@ class UdpTransport:
     def _send_datagram(self, sock: socket.socket, endpoint: Endpoint, datagram: Buffer, tos: int) -> int:
         """Send one datagram; 0 or an errno."""
         address = endpoint.sockaddr
-        code = _send(sock, datagram, self._write_ancillary(endpoint, tos), address)
+        code = self._send(sock, datagram, self._write_ancillary(endpoint, tos), address)
         if code in _BAD_SOURCE and endpoint.local and endpoint.local not in self._dead_sources:
-            code = _send(sock, datagram, _type_of_service(endpoint, tos), address)
+            code = self._send(sock, datagram, _type_of_service(endpoint, tos), address)
             if not code:
                 # The address the peer wrote to is no longer ours: the kernel chooses from now on. Where that
                 # fails too, the target was at fault (a forged source with port 0, or without a route), which
                 # must not take our own address from everybody else.
                 self._source_is_dead(endpoint.local)
+        return code
+
+    def _send(
+        self,
+        sock: socket.socket,
+        data: Buffer,
+        ancillary: Ancillary,
+        address: Address,
+        segment_bytes: int = 0,
+    ) -> int:
+        """Send a datagram or a run; 0 or an errno. When the buffer is full, wait a moment for room."""
+        code = self._calls.send(sock, data, ancillary, address, segment_bytes)
+        if code == errno.EAGAIN:
+            poll = select.poll()
+            poll.register(sock, select.POLLOUT)
+            poll.poll(_SEND_WAIT_MS)
+            code = self._calls.send(sock, data, ancillary, address, segment_bytes)
         return code
 
     def _source_is_dead(self, local: bytes) -> None:
@@ -222,7 +218,7 @@ class UdpTransport:
         self._remembered.clear()
         self._endpoints.clear()
 
-    def _write_ancillary(self, endpoint: Endpoint, tos: int) -> _Ancillary:
+    def _write_ancillary(self, endpoint: Endpoint, tos: int) -> Ancillary:
         ancillary = _type_of_service(endpoint, tos)
         if endpoint.local and endpoint.local not in self._dead_sources:
             v6 = endpoint.family == socket.AF_INET6
@@ -256,7 +252,7 @@ def _prepare(sock: socket.socket, family: socket.AddressFamily) -> None:
 
 def _knows_runs(sock: socket.socket) -> bool:
     try:
-        sock.getsockopt(socket.SOL_UDP, _UDP_SEGMENT)
+        sock.getsockopt(socket.SOL_UDP, UDP_SEGMENT)
     except OSError:
         return False
     return True
@@ -264,13 +260,13 @@ def _knows_runs(sock: socket.socket) -> bool:
 
 def _receive_runs(sock: socket.socket, wanted: bool) -> bool:
     try:
-        sock.setsockopt(socket.SOL_UDP, _UDP_GRO, int(wanted))
+        sock.setsockopt(socket.SOL_UDP, UDP_GRO, int(wanted))
     except OSError:
         return False
     return True
 
 
-def _type_of_service(endpoint: Endpoint, tos: int) -> _Ancillary:
+def _type_of_service(endpoint: Endpoint, tos: int) -> Ancillary:
     if not tos:
         return []
     v6 = endpoint.family == socket.AF_INET6
@@ -278,7 +274,7 @@ def _type_of_service(endpoint: Endpoint, tos: int) -> _Ancillary:
     return [(level, kind, _INT.pack(tos))]
 
 
-def _read_ancillary(ancillary: _Ancillary) -> tuple[bytes, int]:
+def _read_ancillary(ancillary: Ancillary) -> tuple[bytes, int]:
     """Our own address, made ready to be sent back with a reply, and the ECN bits."""
     local, ecn = b"", 0
     for level, kind, data in ancillary:
@@ -296,15 +292,6 @@ def _read_ancillary(ancillary: _Ancillary) -> tuple[bytes, int]:
     return local, ecn
 
 
-def _take_segment(ancillary: _Ancillary) -> int:
-    """Remove and return the length of a run's datagrams; 0 where there is none, for a single one."""
-    for number, (level, kind, data) in enumerate(ancillary):
-        if kind == _UDP_GRO and level == socket.SOL_UDP:
-            del ancillary[number]
-            return int(_INT.unpack(data)[0])
-    return 0
-
-
 def _datagrams(data: Buffer, segment_bytes: int) -> Iterator[Buffer]:
     if segment_bytes >= len(data):
         yield data
@@ -312,47 +299,3 @@ def _datagrams(data: Buffer, segment_bytes: int) -> Iterator[Buffer]:
     view = memoryview(data)
     for start in range(0, len(data), segment_bytes):
         yield view[start : start + segment_bytes]
-
-
-def _receive_many(
-    sock: socket.socket, arena: memoryview, limit: int
-) -> list[tuple[memoryview, _Ancillary, _Address]]:
-    """Up to ``limit`` datagrams or runs that are there now, one behind the other in ``arena``, as long as
-    there is room for the longest.
-    """
-    received: list[tuple[memoryview, _Ancillary, _Address]] = []
-    recvmsg_into, at, last = sock.recvmsg_into, 0, len(arena) - MAX_DATAGRAM_BYTES
-    for _ in range(limit):
-        try:
-            size, ancillary, flags, address = recvmsg_into((arena[at:],), _ANCILLARY_BYTES)
-        except BlockingIOError:
-            break
-        except OSError:
-            # An ICMP error that the kernel reports on the socket concerns one datagram, not the socket.
-            continue
-        if flags & socket.MSG_TRUNC:
-            continue
-        received.append((arena[at : at + size], ancillary, address))
-        at += size
-        if at > last:
-            break
-    return received
-
-
-def _send(sock: socket.socket, datagram: Buffer, ancillary: _Ancillary, address: _Address) -> int:
-    """Send a datagram or a run; 0 or an errno. When the socket's buffer is full, wait a moment for room."""
-    for _ in range(2):
-        try:
-            if ancillary:
-                sock.sendmsg([datagram], ancillary, 0, address)
-            else:
-                sock.sendto(datagram, address)
-        except BlockingIOError:
-            poll = select.poll()
-            poll.register(sock, select.POLLOUT)
-            poll.poll(_SEND_WAIT_MS)
-        except OSError as error:
-            return error.errno or errno.EIO
-        else:
-            return 0
-    return errno.EAGAIN
