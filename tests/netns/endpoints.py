@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -212,6 +213,7 @@ class Culvert(Endpoint):
     """
 
     kind = "relay"
+    kind_options: ClassVar[tuple[str, ...]] = ()  # what ``culvert run`` is told; nothing: as users have it
 
     def __init__(
         self, host: Host, settings: Settings, addresses: Sequence[str], mtu_bytes: int = 1420
@@ -234,7 +236,7 @@ class Culvert(Endpoint):
     def _launch(self) -> Process:
         file = str(self.write_settings())
         config = [] if self.by_setconf else ["--config", file]
-        argv = [*self.command, "run", self.device, *config, *self.options]
+        argv = [*self.command, "run", self.device, *config, *self.kind_options, *self.options]
         self.process = self.host.spawn(argv, "culvert", self.environment())
         if self.by_setconf:
             self._await(self.socket.exists, "control socket")
@@ -242,4 +244,33 @@ class Culvert(Endpoint):
         return self.process
 
 
-KINDS: dict[str, type[Endpoint]] = {kind.kind: kind for kind in (WireGuardGo, Culvert)}
+class CompiledCulvert(Culvert):
+    """The relay with its extension module, and with every offload of the kernel."""
+
+    kind = "compiled"
+    kind_options = ("--batch", "compiled")
+
+
+class PythonCulvert(Culvert):
+    """The relay without its extension module, but with every offload of the kernel."""
+
+    kind = "python"
+    kind_options = ("--batch", "python")
+
+
+class PlainCompiledCulvert(Culvert):
+    """The relay with its extension module, packet by packet."""
+
+    kind = "compiled-plain"
+    kind_options = ("--batch", "compiled", "--disable-offloads", "tso,uso,gso,gro")
+
+
+class PlainPythonCulvert(Culvert):
+    """The relay without its extension module, packet by packet."""
+
+    kind = "python-plain"
+    kind_options = ("--batch", "python", "--disable-offloads", "tso,uso,gso,gro")
+
+
+RELAY_KINDS = (CompiledCulvert, PlainPythonCulvert, PlainCompiledCulvert, PythonCulvert)
+KINDS: dict[str, type[Endpoint]] = {kind.kind: kind for kind in (WireGuardGo, Culvert, *RELAY_KINDS)}

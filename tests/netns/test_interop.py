@@ -13,44 +13,108 @@
 Only the client knows where its peer is, so it is the one that initiates. Every combination of
 implementations, outer family, inner family and pre-shared key is pinged and moves 1 MB each way; a covering
 subset moves 100 MB each way.
+
+The relay comes in four kinds, both batch implementations with and without the kernel's offloads, and each
+kind meets wireguard-go (which does not coalesce) in both roles in every combination. Two relays would make
+sixteen pairs of kinds: each of the eight other combinations has four of them, and the next one another four.
+So every kind is met in both roles in every combination, and every pair of kinds over both outer families.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import time
 
 import pytest
+from culvert.offloads import OFFLOADS
+from culvert.show import query
 
+from tests.netns.endpoints import DEVICE, RELAY_KINDS, Culvert, Endpoint
 from tests.netns.lab import Lab
 from tests.netns.topology import OUTER, PAIRS, bracketed, direct_hosts, make_tunnel
 from tests.netns.transfer import MEGABYTE, transfer
 
 FAMILIES = (4, 6)
-# 100 MB: every pair over every outer family once; inner family and pre-shared key alternate over them.
-INSIDE = ((4, False), (6, True), (6, False), (4, True))
-BIG = {
-    (*pair, outer, *INSIDE[number % len(INSIDE)])
-    for number, (pair, outer) in enumerate(itertools.product(PAIRS, FAMILIES))
-}
+RELAYS = tuple(kind.kind for kind in RELAY_KINDS)
+ROWS = tuple(
+    itertools.product(FAMILIES, FAMILIES, (False, True))
+)  # outer family, inner family, pre-shared key
+Combination = tuple[tuple[str, str], int, int, bool]
 
 
-def _combinations() -> list[object]:
-    combinations: list[object] = []
-    for pair, outer, inner, preshared in itertools.product(PAIRS, FAMILIES, FAMILIES, (False, True)):
-        size = 100 * MEGABYTE if (*pair, outer, inner, preshared) in BIG else MEGABYTE
-        words = ["-to-".join(pair), f"ipv{inner}-over-ipv{outer}", "psk" if preshared else "nopsk"]
-        name = "-".join([*words, f"{size // MEGABYTE}MB"])
-        combinations.append(pytest.param(pair, outer, inner, preshared, size, id=name))
-    return combinations
+def kinds_of(pair: tuple[str, str], number: int) -> list[tuple[str, str]]:
+    """The kinds of endpoints that stand for a pair in row ``number``."""
+    client, server = pair
+    if pair == ("relay", "relay"):
+        return [(kind, RELAYS[(index + number) % 4]) for index, kind in enumerate(RELAYS)]
+    clients = RELAYS if client == "relay" else (client,)
+    return list(itertools.product(clients, RELAYS if server == "relay" else (server,)))
 
 
-def test_the_big_transfers_cover_every_axis() -> None:
-    assert {entry[:3] for entry in BIG} == {(*pair, outer) for pair in PAIRS for outer in FAMILIES}
-    assert {entry[3:] for entry in BIG} == set(INSIDE) == set(itertools.product(FAMILIES, (False, True)))
+ALL: list[Combination] = [
+    (kinds, *row) for pair in PAIRS for number, row in enumerate(ROWS) for kinds in kinds_of(pair, number)
+]
 
 
-@pytest.mark.parametrize(("pair", "outer", "inner", "preshared", "size"), _combinations())
+def is_big(combination: Combination) -> bool:
+    """Whether to move 100 MB. Of the relays' kinds, neighbours in the list differ in batch and offloads: two
+    relays are such neighbours. They take the outer family which the client has not had with wireguard-go.
+    """
+    (client, server), outer, inner, preshared = combination
+    inside = 2 * FAMILIES.index(inner) + preshared
+    if client in RELAYS and server in RELAYS:
+        place = RELAYS.index(client)
+        return RELAYS.index(server) == place ^ 1 and outer == FAMILIES[place < 2]
+    if client in RELAYS or server in RELAYS:
+        place = RELAYS.index(client if client in RELAYS else server)
+        return outer == FAMILIES[place >= 2] and inside == (place + 2 * (server in RELAYS)) % 4
+    return inside == FAMILIES.index(outer)
+
+
+def _named(combination: Combination) -> object:
+    pair, outer, inner, preshared = combination
+    size = 100 * MEGABYTE if is_big(combination) else MEGABYTE
+    words = ["-to-".join(pair), f"ipv{inner}-over-ipv{outer}", "psk" if preshared else "nopsk"]
+    return pytest.param(*combination, size, id="-".join([*words, f"{size // MEGABYTE}MB"]))
+
+
+@pytest.mark.skipif("NETNS_PAIRS" in os.environ, reason="other pairs")
+def test_the_matrix_is_covered() -> None:
+    """What the choice of pairs of relays leaves out must not be more than it says."""
+    everything = {(kind, role, *row) for kind in RELAYS for role in (0, 1) for row in ROWS}
+    for relay_pair in (False, True):
+        met = {
+            (kinds[role], role, *row)
+            for kinds, *row in ALL
+            for role in (0, 1)
+            if kinds[role] in RELAYS and ("go" not in kinds) == relay_pair
+        }
+        assert met == everything
+    outer_of_pairs = {(kinds, outer) for kinds, outer, _, _ in ALL if "go" not in kinds}
+    assert outer_of_pairs == set(itertools.product(itertools.product(RELAYS, RELAYS), FAMILIES))
+    big = [combination for combination in ALL if is_big(combination)]
+    assert len(big) == 12
+    assert {tuple(row) for _, *row in big} == set(ROWS)
+    roles = {(kinds[role], role, outer) for kinds, outer, _, _ in big for role in (0, 1)}
+    assert roles >= set(itertools.product(RELAYS, (0, 1), FAMILIES))
+
+
+def assert_in_effect(end: Endpoint) -> None:
+    """The relay moves packets as its kind says, to the end: nothing has been switched off on the way."""
+    if end.kind in RELAYS:
+        device = query(DEVICE, str(end.socket.parent))
+        batch, _, plain = end.kind.partition("-")
+        assert device["batch"] == batch
+        assert device["offloads"] == ([] if plain else list(OFFLOADS))
+        assert isinstance(end, Culvert)
+        assert end.process
+        assert "WARNING" not in end.process.output()
+
+
+@pytest.mark.parametrize(
+    ("pair", "outer", "inner", "preshared", "size"), [_named(combination) for combination in ALL]
+)
 def test_ping_and_transfer(
     lab: Lab, pair: tuple[str, str], outer: int, inner: int, preshared: bool, size: int
 ) -> None:
@@ -60,15 +124,17 @@ def test_ping_and_transfer(
     tunnel = make_tunnel(pair, client, server, bracketed(server_outer), preshared=preshared).start()
     server_inner, client_inner = tunnel.server_addresses[inner], tunnel.client_addresses[inner]
 
-    pings = client.ping(server_inner)
-    assert pings.received == pings.sent == 3, pings.output
-    pings = server.ping(client_inner)
-    assert pings.received == pings.sent == 3, pings.output
+    for host, address in ((client, server_inner), (server, client_inner)):
+        # Without -w it waits for the last reply no longer than twice the longest time so far: a millisecond.
+        pings = host.ping(address, options=["-w", "3"])
+        assert pings.received == pings.sent == 3, pings.output
 
     assert tunnel.client.handshake_s(tunnel.server_key.public) >= before_s
     assert tunnel.server.endpoint_of(tunnel.client_key.public) == f"{bracketed(client_outer)}:51820"
     transfer(client, server, server_inner, size, seed=1)
     transfer(server, client, client_inner, size, seed=2)
+    for end in (tunnel.client, tunnel.server):
+        assert_in_effect(end)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-to-".join)
