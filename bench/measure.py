@@ -36,6 +36,19 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_S
 
 
+def busy_share(seconds: float = 0.3) -> float:
+    """How busy the machine's processors are, from 0 to 1; before a measurement: with the work of others."""
+
+    def idle_and_all() -> tuple[int, int]:
+        ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return ticks[3] + ticks[4], sum(ticks)
+
+    idle_before, all_before = idle_and_all()
+    time.sleep(seconds)
+    idle_after, all_after = idle_and_all()
+    return 1 - (idle_after - idle_before) / max(1, all_after - all_before)
+
+
 def listens(host: Host, port: int) -> bool:
     """Whether a TCP socket of the host listens on a port."""
     rows = "".join(host.path(f"/proc/net/{table}").read_text() for table in ("tcp", "tcp6"))

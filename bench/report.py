@@ -17,7 +17,12 @@ TCP = {
     "tcp4-up": "4 streams up",
     "tcp4-down": "4 streams down",
 }
-PACKETS = {"udp64": "64 bytes", "udp1280": "1280 bytes"}
+PACKETS = {
+    "udp64": "64 bytes up",
+    "udp1280": "1280 bytes up",
+    "udp64-down": "64 bytes down",
+    "udp1280-down": "1280 bytes down",
+}
 ROUND_TRIPS = {"idle": "idle", "tcp4-up": "4 streams up", "tcp4-down": "4 streams down"}
 
 
@@ -129,7 +134,7 @@ def markdown(results: Results, heading: str, notes: Sequence[str]) -> str:
     parts = [f"# {heading}\n", *(f"{note}\n" for note in notes)]
     sections = (
         ("TCP throughput, Gbit/s (up: client to internet)", _measured(results, TCP, "gbit_s")),
-        ("UDP without loss, packets a second, client to internet", _measured(results, PACKETS, "packets_s")),
+        ("UDP without loss, packets a second (payload of each)", _measured(results, PACKETS, "packets_s")),
         ("Round trip, ms", _measured(results, ROUND_TRIPS, "rtt_ms")),
         ("Start of the client to the first echo reply, s", _measured(results, {"start": "start"}, "s")),
     )

@@ -73,6 +73,7 @@ class Contender(abc.ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    client_address: ClassVar[str] = TUNNEL_CLIENT  # at which the internet host reaches the client
     package: ClassVar[str] = ""  # of Debian
     packets_guess: ClassVar[float] = 40_000.0  # where the search for its loss-free rate begins
 
@@ -117,6 +118,7 @@ class Raw(Contender):
 
     name = "raw"
     title = "raw veth, no tunnel"
+    client_address = CLIENT
     packets_guess = 300_000.0
 
     def start_server(self) -> None:
