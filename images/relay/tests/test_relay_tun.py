@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import importlib
 import os
 import re
 import select
@@ -25,9 +26,9 @@ from typing import Any
 
 import pytest
 
-from culvert import calls as calls_module
 from culvert import tun as tun_module
 from culvert.batch import Buffer
+from culvert.calls import Calls
 from culvert.errors import CulvertError
 from culvert.frame import (
     COALESCE_TCP,
@@ -56,6 +57,15 @@ TUNSETIFF, TUNGETIFF, TUNSETOFFLOAD = 0x400454CA, 0x800454D2, 0x400454D0
 TUNGETVNETHDRSZ, TUNSETVNETHDRSZ = 0x800454D7, 0x400454D8
 IFF_TUN_NO_PI, IFF_MULTI_QUEUE, IFF_VNET_HDR = 0x1001, 0x0100, 0x4000
 MADE = ["", "vnet_hdr", "multi_queue", "vnet_hdr multi_queue"]
+
+
+@pytest.fixture(autouse=True, params=["python", "compiled"])
+def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything here is said of both implementations of the system calls."""
+    if request.param == "compiled":
+        compiled = importlib.import_module("culvert.compiled").CompiledCalls
+        monkeypatch.setattr(tun_module, "PythonCalls", compiled)
+    return str(request.param)
 
 
 def v4_packets(tun: Tun) -> list[bytes]:
@@ -499,26 +509,39 @@ class Refusing:
         return double
 
 
-def refuse_superpackets(code: int, gso_type: int) -> Callable[[int, Buffer], int | None]:
-    return lambda fd, frame: code if frame[1:2] == bytes([gso_type]) else None
+class RefusingCalls:
+    """System calls of a kernel that takes no superpackets of one kind."""
+
+    def __init__(self, real: Calls, code: int, gso_type: int) -> None:
+        self._real = real
+        self._code = code
+        self._gso_type = gso_type
+        self.refused = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def write_frames(self, fd: int, frames: list[Buffer], start: int) -> tuple[int, int]:
+        for place in range(start, len(frames)):
+            if frames[place][1] == self._gso_type:
+                self.refused += 1
+                return place, self._code
+            _, code = self._real.write_frames(fd, frames[: place + 1], place)
+            if code:
+                return place, code
+        return len(frames), 0
 
 
 @needs_root
 @pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL])
 @pytest.mark.parametrize(("gso_type", "left"), [(GSO_TCPV4, {USO}), (GSO_UDP_L4, {TSO})])
 def test_superpackets_that_are_refused_go_in_pieces(
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    code: int,
-    gso_type: int,
-    left: set[str],
+    caplog: pytest.LogCaptureFixture, code: int, gso_type: int, left: set[str]
 ) -> None:
-    refusing = Refusing(os, "write", refuse_superpackets(code, gso_type))
-
     def body() -> None:
         tun = LinuxTun.open(TunOptions("cvtun0"))
         bring_up()
-        monkeypatch.setattr(calls_module, "os", refusing)
+        refusing = tun.calls = RefusingCalls(tun.calls, code, gso_type)
         with Reflector(tun):
             tcp_through(4, 1 << 20)
             udp_through()
