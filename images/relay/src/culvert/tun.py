@@ -36,7 +36,6 @@ from .frame import (
     GSO_ECN,
     GSO_NONE,
     GSO_UDP_L4,
-    MAX_PACKET_BYTES,
     PLAIN,
     VNET_HEADER_BYTES,
 )
@@ -66,8 +65,7 @@ _IFREQ = struct.Struct("16sH22x")
 _IFREQ_MTU = struct.Struct("16si20x")
 _INT = struct.Struct("=i")
 _MAX_NAME_BYTES = 15
-_MAX_FRAME_BYTES = VNET_HEADER_BYTES + MAX_PACKET_BYTES
-# Read in one turn; a superpacket that begins below this is still read whole.
+# Read in one turn; a superpacket that begins below this is still read whole (as culvert.calls does).
 _TURN_BYTES = 1 << 18
 _COALESCE = {TSO: COALESCE_TCP, USO: COALESCE_UDP}
 
