@@ -124,12 +124,15 @@ class Watch:
     """Processor time of both ends since it was made, and the most resident memory that was seen."""
 
     def __init__(self, contender: Contender) -> None:
+        self._contender = contender
         self._pids = {end: process.pid for end, process in contender.processes.items()}
         self._before_s = {end: cpu_s(pid) for end, pid in self._pids.items()}
         self.resident_bytes = dict.fromkeys(self._pids, 0)
 
     def look(self) -> None:
         for end, pid in self._pids.items():
+            if not self._contender.processes[end].running:
+                raise LabError(f"the {end}'s process ended under load:\n{self._contender.logs()}")
             self.resident_bytes[end] = max(self.resident_bytes[end], resident_bytes(pid))
 
     def cpu_s(self) -> Values:

@@ -17,11 +17,12 @@ import os
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from bench.machine import describe
 from bench.packaged import Nebula, OpenVpn, Tinc
 from bench.plot import svg
 from bench.report import Results, markdown, number
+from bench.search import CONFIRM_S, LOSS
 from bench.topology import Contender, Options, Raw, make_hosts
 from bench.wireguard import CompiledRelay, DebianWireGuardGo, PythonRelay
 from tests.netns.endpoints import REPOSITORY
@@ -49,18 +51,17 @@ def say(text: str) -> None:
 
 
 def summary(values: measure.Values) -> str:
-    """The values of one round of one contender, on a line."""
-    parts = [f"start {number(values['start.s'])} s"]
+    """The values of one measurement, in a few words."""
+    parts = []
     for key, value in values.items():
         name, _, unit = key.partition(".")
         if unit == "gbit_s":
             ends = [values.get(f"{name}.{end}_cpu_s_gb") for end in ("client", "server")]
             cpu = f" ({' / '.join(number(end) for end in ends)} CPU-s/GB)" if all(ends) else ""
             parts.append(f"{name} {number(value)} Gbit/s{cpu}")
-        elif unit == "rtt_ms" and name == "idle":
-            parts.append(f"idle {number(value)} ms")
-        elif unit == "packets_s":
-            parts.append(f"{name} {number(value)}/s")
+        elif unit in ("rtt_ms", "packets_s", "s"):
+            text = {"rtt_ms": " ms", "packets_s": " a second", "s": " s"}[unit]
+            parts.append(number(value, text) if parts else f"{name} {number(value, text)}")
     return ", ".join(parts)
 
 
@@ -87,21 +88,20 @@ def measure_packets(contender: Contender, plan: Plan, metric: str) -> measure.Va
     return {f"{metric}.packets_s": rate}
 
 
-def measure_one(contender: Contender, plan: Plan) -> measure.Values:
-    """One round of one contender."""
-    values = {"start.s": contender.first_reply_s()}
+def measure_one(contender: Contender, plan: Plan) -> Generator[measure.Values, None, None]:
+    """One round of one contender, measurement by measurement."""
+    yield {"start.s": contender.first_reply_s()}
     measure.serve(contender)
     if "idle" in plan.metrics:
-        values |= measure.idle(contender)
+        yield measure.idle(contender)
     measure.warm_up(contender)
     for streams in (1, 4):
         if f"tcp{streams}" in plan.metrics:
             for down in (False, True):
-                values |= measure.tcp(contender, streams, down, plan.seconds)
+                yield measure.tcp(contender, streams, down, plan.seconds)
     for metric in plan.metrics:
         if metric.startswith("udp"):
-            values |= measure_packets(contender, plan, metric)
-    return values
+            yield measure_packets(contender, plan, metric)
 
 
 @contextmanager
@@ -116,15 +116,15 @@ def undisturbed() -> Iterator[None]:
 
 
 def one_round(
-    kind: type[Contender], directory: Path, options: argparse.Namespace, plan: Plan
-) -> measure.Values:
+    name: str, directory: Path, options: argparse.Namespace, plan: Plan
+) -> Generator[measure.Values, None, None]:
     """Build the network, measure, and take it away again."""
-    values = {"machine.busy_share": measure.busy_share()}
+    yield {"machine.busy_share": measure.busy_share()}
     lab = Lab(directory)
     try:
         hosts = make_hosts(lab, plain_wire=options.plain_wire)
-        contender = kind(hosts, Options(options.peers, options.disable_offloads))
-        return values | measure_one(contender, plan)
+        contender = CONTENDERS[name](hosts, Options(options.peers, options.disable_offloads))
+        yield from measure_one(contender, plan)
     finally:
         with undisturbed():
             lab.close()
@@ -136,18 +136,19 @@ def run(options: argparse.Namespace, directory: Path) -> tuple[Results, list[str
     failures: list[str] = []
     plan = Plan(options.metrics, options.seconds, packets.build(directory))
     start = time.monotonic()
-    for number_of_round in range(options.rounds):
-        order = options.only if number_of_round % 2 == 0 else options.only[::-1]
-        say(f"==> round {number_of_round + 1} of {options.rounds} ({time.monotonic() - start:.0f} s)")
-        for name in order:
+    for turn in range(1, options.rounds + 1):
+        say(f"==> round {turn} of {options.rounds} ({time.monotonic() - start:.0f} s)")
+        for name in options.only if turn % 2 else reversed(options.only):
+            print(f"    {name:<12}", end="", flush=True)
             try:
-                values = one_round(CONTENDERS[name], directory / f"{number_of_round}-{name}", options, plan)
-            except LabError as error:
-                failures.append(f"round {number_of_round + 1}, {name}: {error}")
-                say(f"    {name:<13} failed: {error}")
-                continue
-            results.add(name, values)
-            say(f"    {name:<13} {summary(values)}")
+                with closing(one_round(name, directory / f"{turn}-{name}", options, plan)) as measurements:
+                    for values in measurements:
+                        results.add(name, values)
+                        print(f" {text};" if (text := summary(values)) else "", end="", flush=True)
+                say("")
+            except (LabError, OSError, subprocess.SubprocessError) as error:
+                failures.append(f"round {turn}, {name}: {error}")
+                say(f" FAILED: {error}")
     return results, failures
 
 
@@ -157,13 +158,16 @@ def notes(results: Results, options: argparse.Namespace) -> list[str]:
     wire = "without segmentation offload on the wire" if options.plain_wire else "veth with all its offloads"
     shares = [share for name in results.names for share in results.values[name]["machine.busy_share"]]
     busy = f"{statistics.median(shares):.0%} (at most {max(shares):.0%})" if shares else "not measured"
-    return [
+    told = [
         f"Machine: {describe([*packages, 'iperf3'])}.",
         f"Client to server: {wire}. Medians of {options.rounds} rounds, ± half of the range.",
         f"All of it shares {os.cpu_count()} cores. How busy others kept them before each round: {busy}.",
-        "UDP without loss: less than 0.1 % lost in 1.5 s of evenly paced packets, none a superpacket.",
         f"The WireGuard servers know {options.peers} peers.",
     ]
+    if any(metric.startswith("udp") for metric in options.metrics):
+        lost = f"less than {LOSS:.1%} lost in {CONFIRM_S:g} s of evenly paced packets, none a superpacket"
+        told.append(f"UDP without loss: {lost}.")
+    return told
 
 
 def write(results: Results, failures: list[str], options: argparse.Namespace) -> str:
