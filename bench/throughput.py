@@ -242,7 +242,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="culvert-bench-") as directory:
             results, failures = run(options, Path(directory))
     except KeyboardInterrupt:
-        say("interrupted; everything is taken away again")
+        say("\ninterrupted; everything is taken away again")
         return 130
     say("\n" + write(results, failures, options))
     for failure in failures:
