@@ -264,3 +264,10 @@ def test_what_is_too_short_or_has_reserved_bits_is_no_data_message(batch: Batch)
     assert [one[3] for one in sifted(batch, Received(b"abcde", PEER, 0, 2))] == [[b"ab"], [b"cd"], [b"e"]]
     # A segment's length that is longer than the data says nothing.
     assert [one[3] for one in sifted(batch, Received(head(1), PEER, 0, 99))] == [[head(1)]]
+
+
+def test_an_older_cryptography_seals_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = (TCP_SUPER, V6_SUPER, p.PLAIN)
+    expected = seal(PureBatch(), *frames)
+    monkeypatch.setattr("culvert.pure._HAS_INTO", False)
+    assert seal(PureBatch(), *frames) == expected

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import culvert.coalesce
 import relay_packets as p
 from culvert.batch import Batch, Received
 from culvert.pure import PureBatch
@@ -274,3 +275,41 @@ def test_the_two_zeros_of_a_checksum(batch: Batch, version: int, protocol: int) 
     assert lengths(batch, [packets[0], middle, packets[2]]) == [3]
     other = middle[:at] + (b"\xff\xff" if protocol == p.TCP else b"\0\0") + middle[at + 2 :]
     assert lengths(batch, [packets[0], other, packets[2]]) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", [p.TCP, p.UDP])
+@pytest.mark.parametrize("size", [300, 1367])
+@pytest.mark.parametrize("still", [False, True])
+def test_python_looks_at_few_packets_of_a_stream_field_by_field(
+    monkeypatch: pytest.MonkeyPatch, version: int, protocol: int, size: int, still: bool
+) -> None:
+    looked_at: list[bytes] = []
+
+    def fit(packet: bytes, protocol: int, l4_start: int) -> int:
+        looked_at.append(packet)
+        return original(packet, protocol, l4_start)
+
+    original = culvert.coalesce._fit
+    monkeypatch.setattr("culvert.coalesce._fit", fit)
+    packets = p.stream(40, size, version=version, protocol=protocol)
+    if still:
+        packets = [replace(packet, identification=9) for packet in packets]
+    assert lengths(PureBatch(), packets) == [40]
+    assert len(looked_at) <= 2
+
+
+def test_what_overflows_in_one_field_does_not_reach_the_next(batch: Batch) -> None:
+    """A carry out of the sequence number would come to the port, one out of the checksum to the protocol."""
+    packets = p.stream(3, sequence=2**32 - 20)
+    other = replace(packets[2], dport=packets[2].dport + 1)
+    assert lengths(batch, [*packets[:2], other]) == [2, 1]
+    first = p.stream(1, identification=0)[0].bytes()
+    # With this identification the second header's checksum is zero.
+    zero = int.from_bytes(first[10:12]) - 1
+    packets = p.stream(3, identification=zero)
+    assert packets[1].bytes()[10:12] == b"\0\0"
+    strange = bytearray(packets[2].bytes())
+    strange[9:12] = b"\x05\xff\xff"
+    assert lengths(batch, [*packets[:2], bytes(strange)]) == [2, 1]
+    assert lengths(batch, packets) == [3]
