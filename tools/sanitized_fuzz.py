@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """For tools/sanitize.sh: the seeds of fuzz targets, and random changes of them, until the time is up.
 
-Not guided by coverage: the library of AddressSanitizer takes the place of the functions libFuzzer counts with.
-The seeds that guided runs without it have found make up for that.
+Not guided by coverage, because ASan brings its own of the functions that libFuzzer counts with. The seeds
+that guided runs without it have found make up for that.
 
     sanitized_fuzz.py DIRECTORY_OF_THE_TESTS SECONDS TARGET...
 """
