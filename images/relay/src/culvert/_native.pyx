@@ -10,8 +10,9 @@ interpreter's lock is released while packets are sealed, opened and put together
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memset
+from posix.stdlib cimport posix_memalign
 
 from .batch import Chunk, Flow, Piece, Received, Sifted
 
@@ -22,7 +23,7 @@ cdef extern from "openssl/evp.h" nogil:
     void EVP_MAC_CTX_free(EVP_MAC_CTX *mac)
 
 cdef extern from "native/aead.h" nogil:
-    int CV_AEAD_KEY_BYTES
+    int CV_AEAD_KEY_BYTES, CV_AEAD_HEAD_BYTES
     EVP_CIPHER_CTX *cv_aead_key(const uint8_t *raw)
     EVP_MAC_CTX *cv_aead_mac()
 
@@ -38,7 +39,7 @@ cdef extern from "native/seal.h" nogil:
     void cv_frame_parse(const uint8_t *data, size_t bytes, cv_frame *frame)
     int cv_frame_destination(const cv_frame *frame, const uint8_t **address, size_t *bytes)
     size_t cv_seal_plan(const cv_frame *frames, size_t count, uint32_t mtu, cv_chunk *chunks, size_t max)
-    int CV_SEAL_WORK_BYTES
+    int CV_SEAL_WORK_BYTES, CV_CHUNK_HEAD_BYTES
     int cv_seal(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint32_t receiver, uint64_t counter, uint32_t mtu,
                 const cv_frame *frames, size_t count, const cv_chunk *chunks, uint8_t *work)
 
@@ -47,7 +48,7 @@ cdef extern from "native/open.h" nogil:
         const uint8_t *sealed
         uint32_t sealed_bytes, plain_bytes
         uint64_t counter
-        uint8_t authentic, accepted
+        uint8_t has_head, authentic, accepted
     cdef struct cv_group:
         uint32_t bytes
     int CV_OPEN_EXTRA_BYTES
@@ -121,7 +122,7 @@ cdef class Views:
 
 
 cdef class Memory:
-    """Memory that only grows, so that a data path that runs asks for none."""
+    """Memory that only grows, so that a data path that runs asks for none. It starts at a line of the cache."""
 
     cdef void *data
     cdef size_t size
@@ -131,13 +132,15 @@ cdef class Memory:
         self.size = 0
 
     cdef void *room(self, size_t size) except NULL:
+        """At least ``size`` bytes; what was in them is gone when there have to be more."""
         cdef void *data
         if size > self.size or self.data == NULL:
-            data = realloc(self.data, size + size // 2 + 64)
-            if data == NULL:
+            size += size // 2 + 64
+            if posix_memalign(&data, 64, size):
                 raise MemoryError
+            free(self.data)
             self.data = data
-            self.size = size + size // 2 + 64
+            self.size = size
         return self.data
 
     def __dealloc__(self):
@@ -160,7 +163,7 @@ cdef class CompiledBatch:
         self.busy = False
         self.frames, self.chunks, self.work = Memory(), Memory(), Memory()
         self.messages, self.groups, self.plain = Memory(), Memory(), Memory()
-        self.work.room(CV_SEAL_WORK_BYTES)
+        memset(self.work.room(CV_SEAL_WORK_BYTES), 0, CV_AEAD_HEAD_BYTES)
         self.mac = cv_aead_mac()
         if self.mac == NULL:
             raise RuntimeError("libcrypto cannot do Poly1305")
@@ -248,9 +251,10 @@ cdef class CompiledBatch:
             chunks = self.plan(parsed, count, mtu_bytes, &made)
             sealed = []
             for i in range(made):
-                data = PyBytes_FromStringAndSize(NULL, chunks[i].bytes)
-                chunks[i].out = <uint8_t *>PyBytes_AS_STRING(data)
-                sealed.append(tuple.__new__(Chunk, (data, chunks[i].segment_bytes)))
+                data = PyBytes_FromStringAndSize(NULL, CV_CHUNK_HEAD_BYTES + chunks[i].bytes)
+                chunks[i].out = <uint8_t *>PyBytes_AS_STRING(data) + CV_CHUNK_HEAD_BYTES
+                view = memoryview(data)[CV_CHUNK_HEAD_BYTES:]
+                sealed.append(tuple.__new__(Chunk, (view, chunks[i].segment_bytes)))
             if made:
                 context = key.take()
                 work = <uint8_t *>self.work.data
@@ -372,6 +376,7 @@ cdef class CompiledBatch:
             while start < size:
                 messages[i].sealed = <const uint8_t *>view.buf + start
                 messages[i].sealed_bytes = <uint32_t>min(stride, size - start)
+                messages[i].has_head = start >= <size_t>CV_CHUNK_HEAD_BYTES
                 start += stride
                 i += 1
         return count

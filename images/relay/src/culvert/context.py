@@ -78,6 +78,8 @@ class Context:
         self.wall_clock_ns = wall_clock_ns
         # Receiver indices must not be guessable: the system's generator, unless a test wants to know them.
         self.rng = rng or random.SystemRandom()
+        # Nobody gains from guessing when a timer fires, and this one costs no system call.
+        self.jitter = rng or random.Random()  # noqa: S311
         self.batch: Batch = batch or PureBatch()
         self.clock = Tai64nClock()
         self.timers = TimerQueue()

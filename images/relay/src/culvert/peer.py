@@ -248,7 +248,7 @@ class Peer:
         self._timers.set(Timer.RETRANSMIT, now + REKEY_TIMEOUT_S + self._jitter())
 
     def _jitter(self) -> float:
-        return self._context.rng.uniform(0, REKEY_JITTER_S)
+        return self._context.jitter.uniform(0, REKEY_JITTER_S)
 
     def _send_handshake(self, body: bytes, now: float) -> None:
         if self.endpoint is None:

@@ -229,8 +229,11 @@ class Relay:
 
     def get_timer(self) -> float | None:
         """When to call :meth:`handle_timer`."""
-        due = [self.device.get_timer(), min(self._resolve_at.values(), default=None)]
-        return min((moment for moment in due if moment is not None), default=None)
+        moment = self.device.get_timer()
+        if not self._resolve_at:
+            return moment
+        resolve_at = min(self._resolve_at.values())
+        return resolve_at if moment is None else min(moment, resolve_at)
 
     def handle_timer(self) -> None:
         now = self._clock()

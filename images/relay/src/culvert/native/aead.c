@@ -32,16 +32,16 @@ static void put_le64(uint8_t *at, uint64_t value)
 }
 
 /* Section 2.6: the key stream's first 32 bytes are the Poly1305 key, the rest of its first block is not used; the text
- * starts with the second block. So encrypting 64 zeros in front of the text yields the key and the text. */
-static int stream(EVP_CIPHER_CTX *key, uint64_t counter, uint8_t *buffer, uint32_t bytes)
+ * starts with the second block. So the 64 bytes in front of the text go through the cipher with it: one call. */
+static int stream(EVP_CIPHER_CTX *key, uint64_t counter, const uint8_t *in, uint8_t *out, uint32_t bytes)
 {
     /* libcrypto's nonce: the block counter in 4 bytes, then the nonce (WireGuard: 4 zeros and the counter). */
     uint8_t nonce[16] = {0};
     int written;
     put_le64(nonce + 8, counter);
-    memset(buffer, 0, CV_AEAD_HEAD_BYTES);
     return EVP_CipherInit_ex(key, NULL, NULL, NULL, nonce, 1) == 1 &&
-           EVP_EncryptUpdate(key, buffer, &written, buffer, (int)(CV_AEAD_HEAD_BYTES + bytes)) == 1;
+           EVP_EncryptUpdate(key, out - CV_AEAD_HEAD_BYTES, &written, in - CV_AEAD_HEAD_BYTES,
+                             (int)(CV_AEAD_HEAD_BYTES + bytes)) == 1;
 }
 
 /* Section 2.8: over the ciphertext, zeros up to a multiple of 16, and the lengths of nothing and of the ciphertext. */
@@ -55,18 +55,30 @@ static int authenticate(EVP_MAC_CTX *mac, const uint8_t *one_time_key, const uin
            EVP_MAC_update(mac, tail, zeros + 16) == 1 && EVP_MAC_final(mac, tag, &written, CV_AEAD_TAG_BYTES) == 1;
 }
 
-int cv_aead_seal(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, uint8_t *buffer, uint32_t bytes,
-                 uint8_t tag[CV_AEAD_TAG_BYTES])
+int cv_aead_seal(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, const uint8_t *text, uint32_t bytes,
+                 uint8_t *sealed)
 {
-    return stream(key, counter, buffer, bytes) && authenticate(mac, buffer, buffer + CV_AEAD_HEAD_BYTES, bytes, tag);
+    return stream(key, counter, text, sealed, bytes) &&
+           authenticate(mac, sealed - CV_AEAD_HEAD_BYTES, sealed, bytes, sealed + bytes);
 }
 
 int cv_aead_open(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, const uint8_t *sealed, uint32_t bytes,
-                 uint8_t *buffer)
+                 int has_head, uint8_t *text)
 {
-    uint8_t tag[CV_AEAD_TAG_BYTES];
-    memcpy(buffer + CV_AEAD_HEAD_BYTES, sealed, bytes);
-    if (!stream(key, counter, buffer, bytes) || !authenticate(mac, buffer, sealed, bytes, tag))
+    uint8_t tag[CV_AEAD_TAG_BYTES], one_time_key[32], *head = text - CV_AEAD_HEAD_BYTES;
+    const uint8_t *in = sealed;
+    if (!has_head) {
+        memset(head, 0, CV_AEAD_HEAD_BYTES);
+        memcpy(text, sealed, bytes);
+        in = text;
+    }
+    /* Key stream is what comes out for zeros, and what comes out for anything else with that taken away again. */
+    memcpy(one_time_key, in - CV_AEAD_HEAD_BYTES, sizeof one_time_key);
+    if (!stream(key, counter, in, text, bytes))
+        return -1;
+    for (size_t i = 0; i < sizeof one_time_key; i++)
+        one_time_key[i] ^= head[i];
+    if (!authenticate(mac, one_time_key, sealed, bytes, tag))
         return -1;
     return CRYPTO_memcmp(tag, sealed + bytes, sizeof tag) == 0;
 }

@@ -18,7 +18,7 @@
 enum {
     CV_AEAD_KEY_BYTES = 32,
     CV_AEAD_TAG_BYTES = 16,
-    /* What stands before the text in its buffer: room for the block of key stream with counter 0. */
+    /* What stands before a text, on both sides: a block of key stream is made there. */
     CV_AEAD_HEAD_BYTES = 64,
 };
 
@@ -27,12 +27,14 @@ EVP_CIPHER_CTX *cv_aead_key(const uint8_t raw[CV_AEAD_KEY_BYTES]);
 /* The authenticator, one for all keys. NULL when libcrypto fails. */
 EVP_MAC_CTX *cv_aead_mac(void);
 
-/* Encrypt `bytes` at buffer + CV_AEAD_HEAD_BYTES in place, and make the tag. 1, or 0 when libcrypto fails. */
-int cv_aead_seal(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, uint8_t *buffer, uint32_t bytes,
-                 uint8_t tag[CV_AEAD_TAG_BYTES]);
-/* Decrypt `bytes` of `sealed`, behind which the tag stands, to buffer + CV_AEAD_HEAD_BYTES. 1, 0 when the tag is wrong
- * (what is in the buffer then must not be used), -1 when libcrypto fails. */
+/* Encrypt `bytes` at `text`, in front of which are CV_AEAD_HEAD_BYTES zeros, to `sealed`, and append the tag. The
+ * CV_AEAD_HEAD_BYTES in front of `sealed` are overwritten, with a secret. 1, or 0 when libcrypto fails. */
+int cv_aead_seal(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, const uint8_t *text, uint32_t bytes,
+                 uint8_t *sealed);
+/* Decrypt `bytes` of `sealed`, behind which the tag stands, to `text`. The CV_AEAD_HEAD_BYTES in front of `text` are
+ * overwritten; those in front of `sealed` are read if has_head, whatever they are. 1, 0 when the tag is wrong (what
+ * is at `text` then must not be used), -1 when libcrypto fails. */
 int cv_aead_open(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, const uint8_t *sealed, uint32_t bytes,
-                 uint8_t *buffer);
+                 int has_head, uint8_t *text);
 
 #endif

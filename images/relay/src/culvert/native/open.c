@@ -23,7 +23,8 @@ int cv_open(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, struct cv_message *messages, 
             continue;
         uint32_t bytes = message->sealed_bytes - CV_OVERHEAD_BYTES;
         message->counter = get_le64(message->sealed + 8);
-        int result = cv_aead_open(key, mac, message->counter, message->sealed + CV_HEADER_BYTES, bytes, plain);
+        int result = cv_aead_open(key, mac, message->counter, message->sealed + CV_HEADER_BYTES, bytes,
+                                  message->has_head, plain + CV_AEAD_HEAD_BYTES);
         if (result < 0)
             return -1;
         if (!result)

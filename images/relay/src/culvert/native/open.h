@@ -12,7 +12,7 @@
 
 enum { CV_COALESCE_TCP = 1, CV_COALESCE_UDP = 2, CV_OPEN_GROUPS = 8, CV_OPEN_EXTRA_BYTES = CV_AEAD_HEAD_BYTES + 63 };
 
-/* A data message. `sealed` and `sealed_bytes` are set by the caller, the rest by cv_open(). */
+/* A data message. `sealed`, `sealed_bytes` and `has_head` are set by the caller, the rest by cv_open(). */
 struct cv_message {
     const uint8_t *sealed;
     uint32_t sealed_bytes;
@@ -22,6 +22,7 @@ struct cv_message {
     uint64_t counter;
     uint32_t next; /* the next message of its group, or CV_NONE */
     uint16_t l4_start, header_bytes;
+    uint8_t has_head; /* whether there are CV_AEAD_HEAD_BYTES to read in front of what is behind the header */
     uint8_t authentic, accepted;
     uint8_t protocol; /* CV_TCP or CV_UDP where there is such a header that is not in a fragment; else 0 */
     uint8_t candidate;

@@ -183,13 +183,17 @@ int cv_seal(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint32_t receiver, uint64_t c
             }
             memset(packet + bytes, 0, pad);
             bytes += pad;
-            uint8_t *body = out + CV_HEADER_BYTES;
+            /* The end of the datagram before this one, or nothing. */
+            uint8_t *body = out + CV_HEADER_BYTES, before[CV_CHUNK_HEAD_BYTES] = {0};
+            if (out != chunks->out)
+                memcpy(before, out - sizeof before, sizeof before);
+            int sealed = cv_aead_seal(key, mac, counter, packet, bytes, body);
+            memcpy(out - sizeof before, before, sizeof before);
+            if (!sealed)
+                return -1;
             put_le(out, 4, 4);
             put_le(out + 4, receiver, 4);
-            put_le(out + 8, counter, 8);
-            if (!cv_aead_seal(key, mac, counter++, work, bytes, body + bytes))
-                return -1;
-            memcpy(body, packet, bytes);
+            put_le(out + 8, counter++, 8);
             out = body + bytes + CV_TAG_BYTES;
             left--;
         }

@@ -33,8 +33,12 @@ int cv_frame_destination(const struct cv_frame *frame, const uint8_t **address, 
 
 /* How the frames' datagrams go into chunks: fills chunks (all but .out) up to max, returns how many there are. */
 size_t cv_seal_plan(const struct cv_frame *frames, size_t count, uint32_t mtu, struct cv_chunk *chunks, size_t max);
-/* Memory that cv_seal() works in: a datagram is made there, in the cache, and copied to its chunk. */
-enum { CV_SEAL_WORK_BYTES = CV_AEAD_HEAD_BYTES + CV_MAX_PACKET_BYTES + 16 };
+enum {
+    /* Memory that cv_seal() works in; its first CV_AEAD_HEAD_BYTES must be zeros. */
+    CV_SEAL_WORK_BYTES = CV_AEAD_HEAD_BYTES + CV_MAX_PACKET_BYTES + 16,
+    /* In front of each chunk's .out, for cv_seal() to overwrite. */
+    CV_CHUNK_HEAD_BYTES = CV_AEAD_HEAD_BYTES - CV_HEADER_BYTES,
+};
 /* Cut and seal into the chunks' memory (each .bytes long); 0, or -1 when libcrypto fails. */
 int cv_seal(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint32_t receiver, uint64_t counter, uint32_t mtu,
             const struct cv_frame *frames, size_t count, const struct cv_chunk *chunks, uint8_t *work);
