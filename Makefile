@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test fuzz sanitize bench bench-load soak lint sanity image build setup deps-update clean
+.PHONY: help demo demo-down test fuzz sanitize bench bench-load soak lint sanity image wheels build setup deps-update clean
 
 help: ## this list
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk -F: '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -65,6 +65,11 @@ image: ## the relay's image and its archive, .cache/relay-image.tar
 	@tools/setup.sh tools
 	@tools/engine.sh
 	@tools/relay_image.sh
+
+wheels: ## the relay for amd64 and arm64, images/relay/dist/*.whl; ARGS=--check runs both
+	@tools/setup.sh tools
+	@tools/engine.sh
+	@tools/wheels.sh $(ARGS)
 
 build: ## the archive of the collection, for ansible-galaxy collection install
 	@tools/setup.sh tools

@@ -12,5 +12,6 @@ if ((${#images[@]} > 0)); then
 fi
 say "Removing .cache, .venv and what tools left in the checkout"
 find images plugins roles tests tools -name __pycache__ -prune -exec rm -r {} +
-rm -rf .ansible .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/output images/relay/{wheels,build} culvert-vpn-*.tar.gz
+rm -rf .ansible .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/output images/relay/{wheels,build,dist} culvert-vpn-*.tar.gz
+find images/relay/src -name '*.so' -delete
 rm -rf .cache .venv
