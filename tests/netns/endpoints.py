@@ -196,6 +196,11 @@ class WireGuardGo(Endpoint):
 
     kind = "go"
 
+    def listens(self) -> bool:
+        # It opens its port before its peers run, and drops what it is to send in between.
+        ready = self.process is not None and "requested Up, now Up" in self.process.output()
+        return ready and super().listens()
+
     def _launch(self) -> Process:
         env = {"LOG_LEVEL": "verbose", "WG_PROCESS_FOREGROUND": "1", **self.env}
         self.process = self.host.spawn(["wireguard-go", "-f", self.device], "wireguard-go", env)

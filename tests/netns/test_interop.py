@@ -31,7 +31,7 @@ from culvert.offloads import OFFLOADS
 from culvert.show import query
 
 from tests.netns.endpoints import DEVICE, RELAY_KINDS, Culvert, Endpoint
-from tests.netns.lab import Lab
+from tests.netns.lab import Lab, unanswered
 from tests.netns.topology import OUTER, PAIRS, bracketed, direct_hosts, make_tunnel
 from tests.netns.transfer import MEGABYTE, transfer
 
@@ -125,9 +125,10 @@ def test_ping_and_transfer(
     server_inner, client_inner = tunnel.server_addresses[inner], tunnel.client_addresses[inner]
 
     for host, address in ((client, server_inner), (server, client_inner)):
-        # Without -w it waits for the last reply no longer than twice the longest time so far: a millisecond.
+        # With -w it waits for late replies and sends more meanwhile; without, for the last one a millisecond.
         pings = host.ping(address, options=["-w", "3"])
-        assert pings.received == pings.sent == 3, pings.output
+        assert pings.received >= 3, pings.output
+        assert unanswered(pings.output) == [], pings.output
 
     assert tunnel.client.handshake_s(tunnel.server_key.public) >= before_s
     assert tunnel.server.endpoint_of(tunnel.client_key.public) == f"{bracketed(client_outer)}:51820"
