@@ -16,7 +16,7 @@ from culvert.batch import Batch, Chunk, Piece
 from culvert.endpoint import Endpoint
 
 RAW_KEY = bytes(range(32))
-PEER = Endpoint("192.0.2.1", 51820)
+PEER = Endpoint("198.51.100.1", 51820)
 MTU_BYTES = 1420
 ALL = 3
 OVERHEAD_BYTES = 32
@@ -31,6 +31,11 @@ def compiled() -> Batch:
     except ImportError as error:
         pytest.fail(f"the extension is not built (tools/native.sh builds it): {error}")
     return made
+
+
+def once_each(counter: int, count: int, size_bytes: int, source: bytes | None) -> int:
+    """An ``accept`` that takes everything, replays too."""
+    return (1 << count) - 1
 
 
 def datagrams(chunks: Sequence[Chunk | Piece]) -> list[bytes]:

@@ -243,7 +243,7 @@ def test_a_run_is_split_where_its_messages_differ(batch: Batch) -> None:
 
 
 def test_endpoints_are_told_apart_by_identity_and_congestion_by_its_one_value(batch: Batch) -> None:
-    twin = Endpoint("192.0.2.1", 51820)
+    twin = Endpoint("198.51.100.1", 51820)
     received = [Received(head(1), PEER, ecn) for ecn in (0, 1, 2, 3)] + [Received(head(1), twin, 3)]
     assert [(len(one.pieces), one.congested) for one in batch.sift(received)] == [
         (3, False),

@@ -213,7 +213,7 @@ def test_any_packets_are_opened_alike(
     assert results[0] == results[1]
 
 
-TWIN = Endpoint("192.0.2.1", 51820)
+TWIN = Endpoint("198.51.100.1", 51820)
 
 
 @st.composite
