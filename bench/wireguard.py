@@ -86,5 +86,4 @@ class DebianWireGuardGo(WireGuard):
 
     def endpoint(self, host: Host, settings: Settings, address: str) -> Endpoint:
         end = WireGuardGo(host, settings, [address], MTU_BYTES)
-        end.env["LOG_LEVEL"] = "error"
         return end

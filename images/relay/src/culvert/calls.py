@@ -30,7 +30,7 @@ _INT = struct.Struct("=i")
 _SEGMENT = struct.Struct("=H")
 _ANCILLARY_BYTES = 256
 # After so many bytes the other descriptors get their turn.
-_ENOUGH_BYTES = 256 * 1024
+_ENOUGH_BYTES = 512 * 1024
 
 Ancillary = list[tuple[int, int, bytes]]
 """Control messages: level, type, data."""
@@ -49,7 +49,7 @@ class Calls(Protocol):
     """
 
     def read_frames(self, fd: int, lead: int, limit: int) -> tuple[list[Buffer], int]:
-        """Read up to ``limit`` frames, and not many more than 256 KiB. Then an errno, or 0.
+        """Read up to ``limit`` frames, and not many more than 512 KiB. Then an errno, or 0.
 
         :param lead: zero bytes to put in front of each, for a device that gives no header.
         """
@@ -58,7 +58,7 @@ class Calls(Protocol):
         """Write ``frames[start:]``: where the first was refused and its errno, or the end and 0."""
 
     def receive(self, sock: socket.socket, limit: int, known: Known, remember: Remember) -> list[Received]:
-        """Receive up to ``limit`` datagrams or runs, and not many more than 256 KiB.
+        """Receive up to ``limit`` datagrams or runs, and not many more than 512 KiB.
 
         :param remember: asked about senders that are not in ``known``, and what it says is put there.
         """

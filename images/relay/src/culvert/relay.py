@@ -30,7 +30,7 @@ from .update import DeviceUpdate, apply_peers, check_peers
 __all__ = ["Relay"]
 
 # Moved before the other descriptors get their turn: so many frames, or datagrams and runs, as long as they
-# are together not much more than the 256 KiB at which the devices stop by themselves.
+# are together not much more than the 512 KiB at which the devices stop by themselves.
 _FRAMES = 128
 _DATAGRAMS = 64
 _RESOLVE_RETRY_S = 10.0

@@ -87,7 +87,7 @@ class Tun(Protocol):
         """Readable when there are frames."""
 
     def read(self, limit: int) -> list[Buffer]:
-        """Up to ``limit`` frames that are there now, and not many more than 256 KiB; valid until the next
+        """Up to ``limit`` frames that are there now, and not many more than 512 KiB; valid until the next
         call. :raises DeviceGone:
         """
 

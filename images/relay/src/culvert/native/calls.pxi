@@ -54,10 +54,10 @@ cdef enum:
     VNET_BYTES = 10
     MAX_PACKET = 65535
     # Bytes after which a turn of reading ends.
-    ENOUGH = 256 * 1024
+    ENOUGH = 512 * 1024
     # Room for a run of datagrams; not a power of two, for then all would compete for the same lines of the cache.
     SLOT = 65536 + 1600
-    FEW = 4
+    FEW = 16
     MANY_BYTES = 4096
 
 

@@ -25,7 +25,7 @@ class Transport(Protocol):
 
     def receive(self, fileno: int, limit: int) -> list[Received]:
         """Up to ``limit`` datagrams or runs that are there now on one of the descriptors, and not many more
-        than 256 KiB; their data is valid until the next call.
+        than 512 KiB; their data is valid until the next call.
         """
 
     def send(self, runs: Sequence[OutgoingRun]) -> list[Endpoint]:

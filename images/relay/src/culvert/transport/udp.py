@@ -166,10 +166,11 @@ class UdpTransport:
     def _send_chunks(self, sock: socket.socket, endpoint: Endpoint, chunks: list[Chunk], tos: int) -> bool:
         """Whether there was a route."""
         address = endpoint.sockaddr
+        ancillary = self._write_ancillary(endpoint, tos)
         for data, segment_bytes in chunks:
             code = 0
             if self._sends_runs and segment_bytes < len(data):
-                code = self._send(sock, data, self._write_ancillary(endpoint, tos), address, segment_bytes)
+                code = self._send(sock, data, ancillary, address, segment_bytes)
                 if code in (0, errno.EAGAIN):
                     continue
             # One by one, if only to find out who is at fault.
