@@ -85,5 +85,4 @@ class DebianWireGuardGo(WireGuard):
     packets_guess = 25_000.0
 
     def endpoint(self, host: Host, settings: Settings, address: str) -> Endpoint:
-        end = WireGuardGo(host, settings, [address], MTU_BYTES)
-        return end
+        return WireGuardGo(host, settings, [address], MTU_BYTES)
