@@ -23,7 +23,7 @@ from tests.netns.endpoints import DEVICE, PORT
 from tests.netns.lab import Host, Lab, Process, eventually, unanswered
 from tests.netns.topology import OUTER, Tunnel, direct_hosts, make_tunnel
 from tests.netns.transfer import MEGABYTE, Transfer
-from tests.netns.usage import resident_bytes
+from tests.netns.usage import cpu_s, resident_bytes
 
 PEERS = 1000
 MAX_BYTES_PER_PEER = 64 * 1024
@@ -74,6 +74,27 @@ def test_a_thousand_peers_are_served_at_once(lab: Lab) -> None:
     assert tunnel.client.host.ping(tunnel.server_addresses[4]).received == 3
     transferred = [row.split("\t") for row in tunnel.server.shown("transfer").values()]
     assert all(int(received) and int(sent) for received, sent in transferred)
+
+
+def test_a_thousand_idle_peers_cost_no_processor_time(lab: Lab) -> None:
+    """Nothing polls: without traffic and keepalives the relay sleeps, however many peers there are."""
+    client, server = direct_hosts(lab)
+    tunnel = make_tunnel(("relay", "relay"), client, server, OUTER[4][0])
+    tunnel.server.settings.peers += Crowd(lab, server, PEERS).peers()
+    tunnel.start()
+    process = tunnel.server.process
+    assert process
+    time.sleep(1)
+    slept, used_s = switches(process.pid), cpu_s(process.pid)
+    time.sleep(3)
+    assert switches(process.pid) == slept, "it woke up"
+    assert cpu_s(process.pid) == used_s
+
+
+def switches(pid: int) -> int:
+    """How often a process has gone to sleep."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
 def flood(forger: Host, tunnel: Tunnel, seconds: int, mac1: str) -> Process:

@@ -34,7 +34,7 @@ cdef extern from "native/seal.h" nogil:
     cdef struct cv_chunk:
         uint32_t segments, segment_bytes, bytes
         uint8_t *out
-    int CV_VNET_BYTES, CV_OVERHEAD_BYTES
+    int CV_VNET_BYTES, CV_OVERHEAD_BYTES, CV_TO_SPARE
     unsigned cv_ecn(const uint8_t *packet)
     void cv_frame_parse(const uint8_t *data, size_t bytes, cv_frame *frame)
     int cv_frame_destination(const cv_frame *frame, const uint8_t **address, size_t *bytes)
@@ -134,8 +134,10 @@ cdef class Memory:
     cdef void *room(self, size_t size) except NULL:
         """At least ``size`` bytes; what was in them is gone when there have to be more."""
         cdef void *data
-        if size > self.size or self.data == NULL:
-            size += size // 2 + 64
+        size = size or 1
+        if size > self.size or not CV_TO_SPARE:
+            if CV_TO_SPARE:
+                size += size // 2 + 64
             if posix_memalign(&data, 64, size):
                 raise MemoryError
             free(self.data)
@@ -269,8 +271,8 @@ cdef class CompiledBatch:
 
     cdef cv_chunk *plan(self, cv_frame *parsed, size_t count, uint32_t mtu, size_t *made) except NULL:
         """How the datagrams go into chunks; asks for more room once, where there are more than usual."""
-        cdef size_t room = self.chunks.size // sizeof(cv_chunk), i
         cdef cv_chunk *chunks = <cv_chunk *>self.chunks.room(sizeof(cv_chunk))
+        cdef size_t room = self.chunks.size // sizeof(cv_chunk), i
         made[0] = cv_seal_plan(parsed, count, mtu, chunks, room)
         if made[0] > room:
             room = 1
