@@ -87,8 +87,9 @@ def test_a_thousand_idle_peers_cost_no_processor_time(lab: Lab) -> None:
     time.sleep(1)
     slept, used_s = switches(process.pid), cpu_s(process.pid)
     time.sleep(3)
-    assert switches(process.pid) == slept, "it woke up"
-    assert cpu_s(process.pid) == used_s
+    # The host may speak up by itself, as IPv6 does when a device is new.
+    assert switches(process.pid) - slept < 10, "it polls"
+    assert cpu_s(process.pid) - used_s < 0.03
 
 
 def switches(pid: int) -> int:
