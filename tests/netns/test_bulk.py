@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Ten gigabytes through a tunnel, in superpackets: not a bit is wrong at the other end.
 
-    client  eth0 198.51.100.2 ───────────────── eth0 198.51.100.1  server
-            cvt0 10.86.0.2    ═══ WireGuard ═══ cvt0 10.86.0.1
+client  eth0 198.51.100.2 ───────────────── eth0 198.51.100.1  server
+        cvt0 10.86.0.2    ═══ WireGuard ═══ cvt0 10.86.0.1
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 
 Both print one line of JSON at the end: ``{"bytes": …, "sha256": …, "seconds": …, "lost": …}``. The
 stream is pseudo-random and depends on the seed alone; a marker is written over the start of every block.
-Its blocks are cut from anywhere in a pool of noise, because making 10 GB of noise takes longer than moving it.
+Its blocks are cut from anywhere in a pool of noise, for making 10 GB of noise takes longer than moving it.
 """
 
 from __future__ import annotations
