@@ -269,11 +269,11 @@ def pair(calls: str) -> Iterator[tuple[UdpTransport, UdpTransport]]:
 def test_a_turn_has_an_end(pair: tuple[UdpTransport, UdpTransport], calls: str) -> None:
     one, two = pair
     target = Endpoint("127.0.0.1", two.port)
-    one.send([run_of(target, *[bytes(1452)] * 45) for _ in range(10)])
+    one.send([run_of(target, *[bytes(1452)] * 45) for _ in range(20)])
     fileno = next(number for number in two.filenos() if two._sockets[number].family == socket.AF_INET)
     counts = [len(two.receive(fileno, 64)) for _ in range(4)]
-    # Runs of 64 KiB: four to the 256 KiB of a turn, and one to the room behind that; or four places for four.
-    assert counts == ([5, 5, 0, 0] if calls == "python" else [4, 4, 2, 0])
+    # Runs of 64 KiB: eight to the 512 KiB of a turn, and one to the room behind that; or sixteen places.
+    assert counts == ([9, 9, 2, 0] if calls == "python" else [16, 4, 0, 0])
     one.send([run_of(target, *(bytes(1 + number % 7) for number in range(100)))])
     assert sum(len(datagrams_of(got)) for got in two.receive(fileno, 64)) >= 64
 
