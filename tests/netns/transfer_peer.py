@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One end of a checked TCP transfer, run as a script inside a host of the lab.
 
-    transfer_peer.py receive ADDRESS PORT
+    transfer_peer.py receive ADDRESS PORT BYTES
     transfer_peer.py send ADDRESS PORT BYTES SEED [--marker TEXT] [--rate BYTES_PER_S]
 
 Both print one line of JSON at the end: ``{"bytes": …, "sha256": …, "seconds": …, "lost": …}``. The
@@ -20,10 +20,12 @@ import socket
 import struct
 import time
 
+DONE = b"."
 BLOCK_BYTES = 1 << 18
 POOL_BYTES = 1 << 23
 STEP_S = 0.004
 STALL_S = 25  # no progress for so long is a failure
+LATE_S = 2.0  # how long the word that a segment came twice may take, on a busy machine
 TCPI_TOTAL_RETRANS, TCPI_DSACK_DUPS = 100, 216  # offsets in struct tcp_info of linux/tcp.h
 
 
@@ -37,10 +39,22 @@ def lost(connection: socket.socket) -> int:
     return max(0, int(again) - int(twice))
 
 
+def lost_for_good(connection: socket.socket) -> int:
+    """As :func:`lost`, after the time that the word of the last segments may take. The connection is open."""
+    deadline = time.monotonic() + LATE_S
+    while (missing := lost(connection)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return missing
+
+
 def send(
     address: str, port: int, size_bytes: int, seed: int, marker: bytes, rate: float
 ) -> dict[str, object]:
-    """Connect and send; returns after the receiver has closed, that is, after it has read everything."""
+    """Connect and send; returns after the receiver has said that it has read everything.
+
+    The receiver keeps the connection open until we close it: a segment that was sent again at the very end, and
+    came twice, is only known not to be lost when the receiver's word of that has arrived.
+    """
     source, digest, sent = random.Random(seed), hashlib.sha256(), 0
     pool = memoryview(source.randbytes(min(POOL_BYTES, 2 * size_bytes)))
     # Paced means small steps: a burst could overflow a socket buffer, which is not what such a test is about.
@@ -58,14 +72,14 @@ def send(
             sent += len(block)
             if rate:
                 time.sleep(max(0.0, start + sent / rate - time.monotonic()))
-        connection.shutdown(socket.SHUT_WR)
-        connection.recv(1)
-        seconds, missing = time.monotonic() - start, lost(connection)
+        if connection.recv(1) != DONE:
+            raise SystemExit("the receiver closed before it had read everything")
+        seconds, missing = time.monotonic() - start, lost_for_good(connection)
     return {"bytes": sent, "sha256": digest.hexdigest(), "seconds": seconds, "lost": missing}
 
 
-def receive(address: str, port: int) -> dict[str, object]:
-    """Accept one connection and read it to its end."""
+def receive(address: str, port: int, size_bytes: int) -> dict[str, object]:
+    """Accept one connection, read ``size_bytes``, say so, and wait for the sender to close."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -78,10 +92,14 @@ def receive(address: str, port: int) -> dict[str, object]:
     with connection:
         connection.settimeout(STALL_S)
         start = time.monotonic()
-        while count := connection.recv_into(buffer):
+        while received < size_bytes and (count := connection.recv_into(buffer)):
             digest.update(memoryview(buffer)[:count])
             received += count
-        seconds, missing = time.monotonic() - start, lost(connection)
+        seconds = time.monotonic() - start
+        connection.sendall(DONE)
+        missing = lost_for_good(connection)
+        if connection.recv(1):
+            raise SystemExit("more arrived than was sent")
     return {"bytes": received, "sha256": digest.hexdigest(), "seconds": seconds, "lost": missing}
 
 
@@ -99,7 +117,7 @@ def main() -> None:
         marker = options.marker.encode()
         result = send(options.address, options.port, options.bytes, options.seed, marker, options.rate)
     else:
-        result = receive(options.address, options.port)
+        result = receive(options.address, options.port, options.bytes)
     print(json.dumps(result), flush=True)
 
 
