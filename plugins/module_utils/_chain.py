@@ -69,9 +69,11 @@ class ChainSpec:
     backend: str = "auto"
 
     @classmethod
-    def from_params(cls, params: Mapping[str, Any]) -> ChainSpec:
-        """:raises SpecError: an option is malformed."""
-        options = Options(params)
+    def from_params(cls, params: Mapping[str, Any], where: str = "") -> ChainSpec:
+        """:param where: the option that holds ``params``, for messages; empty for a module's own options.
+        :raises SpecError: an option is malformed.
+        """
+        options = Options(params, where)
         table = options.required("table", "filter", tuple(BUILTIN))
         spec = cls(
             name=_chain_name(options),
@@ -79,7 +81,7 @@ class ChainSpec:
             table=table,
             family=options.required("family", "ipv4", ("ipv4", "ipv6")),
             rules=tuple(
-                _rule(text, f"rules[{position}]", set())
+                _rule(text, options.option(f"rules[{position}]"), set())
                 for position, text in enumerate(options.texts("rules"))
             ),
             jump=_jump(options.mapping("jump")),

@@ -42,6 +42,8 @@ class RoutingState:
     devices: Mapping[str, Device] = field(default_factory=dict)
     addresses: frozenset[str] = frozenset()
     ipv6_disabled: str = ""
+    names: Mapping[str, int] = field(default_factory=dict)
+    "Ids of tables that will be registered along with this one, by name."
 
     def own_id(self, name: str) -> int | None:
         """The id under which the table is registered by us; ``None`` when it is not."""
@@ -159,7 +161,7 @@ def _is_owned(rule: Rule, spec: TableSpec, state: RoutingState) -> bool:
     if rule.table in _unclaimed_ids(spec, state):
         return True
     others = {r.id for r in state.registered if r.culverts and r.path != own_path(spec.name)}
-    return rule.protocol == PROTOCOL and rule.priority in spec.window and rule.table not in others
+    return rule.protocol == PROTOCOL and spec.owns_priority(rule.priority) and rule.table not in others
 
 
 def _check_ownership(spec: TableSpec, state: RoutingState) -> None:
@@ -256,7 +258,7 @@ def _table_of(wished: WishedRule, spec: TableSpec, state: RoutingState) -> int:
         return spec.id or 0
     if isinstance(table, int) or table.isdecimal():
         return int(table)
-    names = {**{r.name: r.id for r in state.registered}, **RESERVED}
+    names = {**{r.name: r.id for r in state.registered}, **state.names, **RESERVED}
     if table not in names:
         raise SpecError(f"{wished.option}.table", f"there is no table named {table} on this host")
     return names[table]

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from . import _rt_tables
-from ._core import Change, PlainBackend, Plan
+from ._core import Change, HostError, PlainBackend, Plan
 from ._host import ipv6_disabled, kernel_has_ipv6, need_net_admin
 from ._netlink import FAMILIES, IFF_UP, rtnetlink, step
 from ._routes import MASK_ALL, PROTOCOL, ROUTE_TYPES, Route, Rule
@@ -43,34 +45,18 @@ class RoutingBackend(PlainBackend):
         super().__init__(check_mode)
         need_net_admin()
         self.spec = spec
-        self._indexes: dict[str, int] = {}
         self._unusual: dict[Rule, dict[str, Any]] = {}
 
     def blank(self) -> RoutingState:
         return RoutingState(registered=_rt_tables.read_all(), ipv6_disabled=ipv6_disabled())
 
     def observe(self) -> RoutingState:
-        registered = _rt_tables.read_all()
-        # Without IPv6 in the kernel, asking for its routes would list those of every other family.
-        versions = (4, 6) if kernel_has_ipv6() else (4,)
-        with rtnetlink() as ipr, step("read the host's devices, routes and rules"):
-            links = list(ipr.get_links())
-            addresses = list(ipr.get_addr())
-            routes = {version: list(ipr.get_routes(family=FAMILIES[version])) for version in versions}
-            rules = {version: list(ipr.get_rules(family=FAMILIES[version])) for version in versions}
-        self._indexes = {link.get_attr("IFLA_IFNAME"): link["index"] for link in links}
-        names = {index: name for name, index in self._indexes.items()}
-        pairs = [(_rule_of(message, version), message) for version in versions for message in rules[version]]
-        self._unusual = {rule: _unusual_arguments(message) for rule, message in pairs if rule.other}
-        ids = table_ids(self.spec, registered)
-        return RoutingState(
-            registered=registered,
-            routes=_routes_by_table(routes, ids, names),
-            rules=tuple(rule for rule, _message in pairs),
-            devices={link.get_attr("IFLA_IFNAME"): _device_of(link) for link in links},
-            addresses=frozenset(m.get_attr("IFA_LOCAL") or m.get_attr("IFA_ADDRESS") for m in addresses),
-            ipv6_disabled=ipv6_disabled(),
-        )
+        return self.adopt(observe([self.spec]))
+
+    def adopt(self, seen: Observation) -> RoutingState:
+        """Take over what was read for several tables at once."""
+        self._unusual = seen.unusual
+        return seen.state
 
     def plan(self, observed: RoutingState) -> Plan:
         changes, warnings = plan(self.spec, observed, self.check_mode)
@@ -103,7 +89,7 @@ class RoutingBackend(PlainBackend):
             if route.version == 6:
                 for old in there:
                     self._delete_route(ipr, table_id, old)
-            ipr.route("replace", **_route_arguments(route, table_id, self._indexes))
+            ipr.route("replace", **_route_arguments(route, table_id, _index_of(ipr, route.device)))
 
     def _remove_route(self, change: Change) -> None:
         table_id, route = change.data
@@ -121,9 +107,12 @@ class RoutingBackend(PlainBackend):
         }
         if route.metric:
             arguments["priority"] = route.metric
-        if route.version == 6 and route.device in self._indexes:
+        if route.version == 6 and route.device:
+            index = _index_of(ipr, route.device)
+            if not index:
+                return  # it went away with its device
             # Several IPv6 routes to one destination differ in these.
-            arguments["oif"] = self._indexes[route.device]
+            arguments["oif"] = index
             arguments.update({"gateway": route.gateway} if route.gateway else {})
         with step(f"remove the route {route}", ignore=(errno.ESRCH, errno.ENOENT)):
             ipr.route("del", **arguments)
@@ -154,6 +143,44 @@ class RoutingBackend(PlainBackend):
 
     def _in_window(self, rule: Rule) -> bool:
         return rule.protocol == PROTOCOL and rule.priority in self.spec.window
+
+
+@dataclass(frozen=True)
+class Observation:
+    """:ivar unusual: by rule, the attributes that have to be named to remove it and that we never set."""
+
+    state: RoutingState
+    unusual: dict[Rule, dict[str, Any]]
+
+
+def observe(specs: Iterable[TableSpec]) -> Observation:
+    """Read all of a host's routing, once for all of these tables."""
+    registered = _rt_tables.read_all()
+    # Without IPv6 in the kernel, asking for its routes would list those of every other family.
+    versions = (4, 6) if kernel_has_ipv6() else (4,)
+    with rtnetlink() as ipr, step("read the host's devices, routes and rules"):
+        links = list(ipr.get_links())
+        addresses = list(ipr.get_addr())
+        routes = {version: list(ipr.get_routes(family=FAMILIES[version])) for version in versions}
+        rules = {version: list(ipr.get_rules(family=FAMILIES[version])) for version in versions}
+    names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in links}
+    pairs = [(_rule_of(message, version), message) for version in versions for message in rules[version]]
+    ids = {table_id for spec in specs for table_id in table_ids(spec, registered)}
+    state = RoutingState(
+        registered=registered,
+        routes=_routes_by_table(routes, ids, names),
+        rules=tuple(rule for rule, _message in pairs),
+        devices={link.get_attr("IFLA_IFNAME"): _device_of(link) for link in links},
+        addresses=frozenset(m.get_attr("IFA_LOCAL") or m.get_attr("IFA_ADDRESS") for m in addresses),
+        ipv6_disabled=ipv6_disabled(),
+    )
+    return Observation(state, {rule: _unusual_arguments(message) for rule, message in pairs if rule.other})
+
+
+def _index_of(ipr: Any, device: str) -> int:
+    """The device's number now, 0 when there is none: a step before this one may have made it."""
+    found = ipr.link_lookup(ifname=device) if device else ()
+    return int(found[0]) if found else 0
 
 
 def _device_of(link: Any) -> Device:
@@ -225,10 +252,13 @@ def _unusual_arguments(message: Any) -> dict[str, Any]:
         for name, value in message["attrs"]
         if name not in _RULE_ATTRIBUTES and not (name == "FRA_SUPPRESS_IFGROUP" and value == MASK_ALL)
     }
-    return {**unusual, "tos": message["tos"]} if message["tos"] else unusual
+    # A rule that does not lead to a table is told by what it does instead.
+    action = message["action"]
+    numbers = {"tos": message["tos"], "action": 0 if action == FR_ACT_TO_TBL else action}
+    return {**unusual, **{name: number for name, number in numbers.items() if number}}
 
 
-def _route_arguments(route: Route, table_id: int, indexes: dict[str, int]) -> dict[str, Any]:
+def _route_arguments(route: Route, table_id: int, index: int) -> dict[str, Any]:
     direct = route.type == ROUTE_TYPES["unicast"] and not route.gateway and route.version == 4
     arguments: dict[str, Any] = {
         "family": FAMILIES[route.version],
@@ -240,7 +270,9 @@ def _route_arguments(route: Route, table_id: int, indexes: dict[str, int]) -> di
         "scope": _SCOPE_LINK if direct else _SCOPE_UNIVERSE,
     }
     if route.device:
-        arguments["oif"] = indexes[route.device]
+        if not index:
+            raise HostError(f"cannot set a route to {route.destination}: there is no device {route.device}")
+        arguments["oif"] = index
     optional = {"gateway": route.gateway, "prefsrc": route.source, "priority": route.metric}
     arguments.update({name: value for name, value in optional.items() if value})
     if route.mtu_bytes:

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ._core import SpecError
 from ._options import Options
 from ._routes import MASK_ALL, ROUTE_TYPES, Network, Route, Rule, metric_of
 from ._rt_tables import RESERVED
@@ -55,11 +54,15 @@ class TableSpec:
     rule_priority: int = 31820
     routes: tuple[WishedRoute, ...] = ()
     rules: tuple[WishedRule, ...] = ()
+    former_priorities: tuple[int, ...] = ()
+    "What rule_priority was before: rules of ours in those windows are leftovers."
 
     @classmethod
-    def from_params(cls, params: Mapping[str, Any]) -> TableSpec:
-        """:raises SpecError: an option is malformed; none of these checks looks at the host."""
-        options = Options(params)
+    def from_params(cls, params: Mapping[str, Any], where: str = "") -> TableSpec:
+        """:param where: the option that holds ``params``, for messages; empty for a module's own options.
+        :raises SpecError: an option is malformed; none of these checks looks at the host.
+        """
+        options = Options(params, where)
         present = options.required("state", "present", ("present", "absent")) == "present"
         priority = options.integer("rule_priority", 1, MAIN_RULE_PRIORITY - RULE_WINDOW, 31820) or 31820
         spec = cls(
@@ -72,14 +75,20 @@ class TableSpec:
         )
         options.done()
         if spec.id in RESERVED.values():
-            raise SpecError("id", f"{spec.id} is the kernel's own table; choose another number")
+            raise options.refuse("id", f"{spec.id} is the kernel's own table; choose another number")
         if spec.present and spec.id is None:
-            raise SpecError("id", "is required")
+            raise options.refuse("id", "is required")
         return spec
 
     @property
     def window(self) -> range:
         return range(self.rule_priority, self.rule_priority + RULE_WINDOW)
+
+    def owns_priority(self, priority: int) -> bool:
+        """Whether a rule of our protocol number and this priority is this table's, now or from before."""
+        return any(
+            0 <= priority - start < RULE_WINDOW for start in (self.rule_priority, *self.former_priorities)
+        )
 
 
 def _table_name(options: Options) -> str:

@@ -40,7 +40,7 @@ DRAGGED = {
     "net.ipv6.conf.all.forwarding": ("net/ipv6/conf/*/forwarding",),
 }
 _HEADER = "# Managed by culvert.vpn: changes made here are lost at the next run.\n"
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
 #: For each of our settings, the values from before us of all paths below /proc/sys that setting it changes,
@@ -67,7 +67,8 @@ def _path_of(key: str) -> str:
 class SysctlSettings:
     """Backend of the module ``sysctl_settings``; see :class:`_core.Backend`."""
 
-    def __init__(self, params: Mapping[str, Any], root: str = "") -> None:
+    def __init__(self, params: Mapping[str, Any], root: str = "", where: str = "values") -> None:
+        """:param where: the option that holds the values, for messages."""
         options = Options(params)
         self.name = options.required("name")
         if not _NAME.fullmatch(self.name):
@@ -84,7 +85,7 @@ class SysctlSettings:
         self._record = f"{root}{STATE_DIR}/sysctl-{self.name}.json"
         for key in self.values:
             if ".." in key or not os.path.isfile(self._live_path(_path_of(key))):
-                raise SpecError(f"values.{key}", "is not a setting that this host's kernel has")
+                raise SpecError(f"{where}.{key}", "is not a setting that this host's kernel has")
 
     def _live_path(self, path: str) -> str:
         return os.path.join(self._proc, path)

@@ -47,9 +47,11 @@ class TunSpec:
     up: bool = True
 
     @classmethod
-    def from_params(cls, params: Mapping[str, Any]) -> TunSpec:
-        """:raises SpecError: an option is malformed; none of these checks looks at the host's network."""
-        options = Options(params)
+    def from_params(cls, params: Mapping[str, Any], where: str = "") -> TunSpec:
+        """:param where: the option that holds ``params``, for messages; empty for a module's own options.
+        :raises SpecError: an option is malformed; none of these checks looks at the host's network.
+        """
+        options = Options(params, where)
         spec = cls(
             name=_device_name(options, options.required("name")),
             present=options.required("state", "present", ("present", "absent")) == "present",
@@ -69,7 +71,7 @@ class TunSpec:
             and spec.mtu_bytes < IPV6_MTU_MIN_BYTES
             and any(a.version == 6 for a in spec.addresses)
         ):
-            raise SpecError(
+            raise options.refuse(
                 "mtu", f"{spec.mtu_bytes} is too small for the IPv6 addresses of {spec.name}; IPv6 needs 1280"
             )
         return spec
