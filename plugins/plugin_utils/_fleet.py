@@ -97,6 +97,12 @@ def endpoint_problem(value: t.Any) -> str | None:
     return None
 
 
+def endpoint_hosts(peers: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
+    """Return the addresses and names at which peers are reached, each once, without ports and brackets."""
+    hosts = (str(peer["endpoint"]).rpartition(":")[0] for peer in peers if peer.get("endpoint"))
+    return list(dict.fromkeys(host.removeprefix("[").removesuffix("]") for host in hosts))
+
+
 def peer_problems(peers: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
     """Return what is wrong with a `relay_peers` list, a sentence each that starts with the option's path."""
     problems: list[str] = []

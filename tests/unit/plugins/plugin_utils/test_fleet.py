@@ -142,3 +142,9 @@ def test_a_wrong_key_is_not_repeated_in_the_message() -> None:
 def test_a_table_is_as_wide_as_its_widest_cell() -> None:
     text = fleet.status_table([{"host": "a", "peer": "long name"}, {"host": "bb"}], ["host", "peer"])
     assert text.splitlines() == ["host  peer", "----  ---------", "a     long name", "bb"]
+
+
+def test_where_peers_are_reached_without_ports() -> None:
+    endpoints = ["gate.example.net:1", "[2001:db8::1]:2", "198.51.100.7:3", "", "gate.example.net:4", None]
+    peers: list[dict[str, Any]] = [{"endpoint": endpoint} for endpoint in endpoints]
+    assert fleet.endpoint_hosts([*peers, {}]) == ["gate.example.net", "2001:db8::1", "198.51.100.7"]
