@@ -21,7 +21,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._core import Change, Plan, SpecError
@@ -212,10 +212,12 @@ def plan(spec: ChainSpec, state: ChainState) -> Plan:
         elif table.chain(spec.name) is not None:
             changes.append(_remove(spec, table, backend))
     swept = _sweepable(spec, state)
-    if swept:
-        item = f"empty nft chains and tables made for {spec.table} ({spec.family})"
-        changes.append(Change(item, list(swept), None, "sweep", swept))
-    return changes
+    return changes + ([sweeping(spec.family, spec.table, swept)] if swept else [])
+
+
+def sweeping(family: str, table: str, objects: tuple[str, ...]) -> Change:
+    item = f"empty nft chains and tables made for {table} ({family})"
+    return Change(item, list(objects), None, "sweep", objects)
 
 
 def jumps_to(spec: ChainSpec, table: Table) -> list[tuple[str, int, str]]:
@@ -329,14 +331,24 @@ def _sweepable(spec: ChainSpec, state: ChainState) -> tuple[str, ...]:
     """
     if spec.present and state.backend == "nft":
         return ()
-    table = state.table("nft", spec.table)
+    return unused(without_chain(spec, state.table("nft", spec.table)), state.leftovers)
+
+
+def without_chain(spec: ChainSpec, table: Table) -> Table:
+    """The table as it is when the chain and all jumps to it are gone."""
     going = {(origin, position) for origin, position, _rule in jumps_to(spec, table)}
-    busy = set()
-    for chain, policy in table.policies.items():
-        remaining = [n for n in range(len(table.rules.get(chain, ()))) if (chain, n) not in going]
-        foreign = policy != "ACCEPT"  # a chain of somebody's own ("-"), or a policy that somebody set
-        if chain != spec.name and (foreign or remaining):
-            busy.add(chain)
-    # A leftover is named "ip filter" or "ip filter INPUT".
-    base_chain = {name: (name.split()[2:] or [""])[0] for name in state.leftovers}
+    rules = {
+        origin: tuple(rule for position, rule in enumerate(lines) if (origin, position) not in going)
+        for origin, lines in table.rules.items()
+        if origin != spec.name
+    }
+    policies = {name: policy for name, policy in table.policies.items() if name != spec.name}
+    return replace(table, policies=policies, rules=rules)
+
+
+def unused(table: Table, leftovers: Iterable[str]) -> tuple[str, ...]:
+    """Those of the leftovers, named such as ``ip filter`` and ``ip filter INPUT``, that nobody uses."""
+    # A policy other than ACCEPT is a chain of somebody's own ("-"), or one that somebody set.
+    busy = {name for name, policy in table.policies.items() if policy != "ACCEPT" or table.rules.get(name)}
+    base_chain = {name: (name.split()[2:] or [""])[0] for name in leftovers}
     return tuple(name for name, chain in base_chain.items() if (chain not in busy if chain else not busy))

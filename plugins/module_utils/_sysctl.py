@@ -56,6 +56,8 @@ class Observed:
     live: dict[str, str | None] = field(default_factory=dict)
     record: Record = field(default_factory=dict)
     file_text: str | None = None
+    others: Record = field(default_factory=dict)
+    "What other sets have recorded: a setting may be held by several."
 
 
 def _path_of(key: str) -> str:
@@ -109,7 +111,18 @@ class SysctlSettings:
             ) from error
         paths = {path for key in self.values for path in self._touched(key)}
         paths.update(path for values in record.values() for path in values)
-        return Observed({path: self._live(path) for path in sorted(paths)}, record, read_text(self._file))
+        live = {path: self._live(path) for path in sorted(paths)}
+        return Observed(live, record, read_text(self._file), self._other_records())
+
+    def _other_records(self) -> Record:
+        others: Record = {}
+        for path in glob.glob(os.path.join(os.path.dirname(self._record), "sysctl-*.json")):
+            if path != self._record:
+                try:
+                    others.update(json.loads(read_text(path) or "{}"))
+                except ValueError:
+                    continue  # damaged: whoever it belongs to will hear of it
+        return others
 
     def blank(self) -> Observed:
         return self.observe()
@@ -125,8 +138,9 @@ class SysctlSettings:
             live = observed.live.get(_path_of(key))
             if live != value:
                 plan.append(Change(key, live, value, "set", (_path_of(key), value)))
-        for values in dropped.values():
-            plan += self._give_back(observed, values)
+        for key, values in dropped.items():
+            if key not in observed.others:  # the last one to hold it gives it back
+                plan += self._give_back(observed, values)
         text = (
             _HEADER + "".join(f"{key} = {value}\n" for key, value in self.values.items())
             if self.values
@@ -143,6 +157,8 @@ class SysctlSettings:
         return plan
 
     def _snapshot(self, observed: Observed, key: str) -> dict[str, str]:
+        if key in observed.others:
+            return observed.others[key]  # from before all of us
         values = {path: observed.live.get(path) for path in self._touched(key)}
         return {path: value for path, value in values.items() if value is not None}
 
@@ -150,8 +166,8 @@ class SysctlSettings:
         return Change("record", None, None, "write", (self._record, json.dumps(record, indent=1) + "\n"))
 
     def _give_back(self, observed: Observed, values: Mapping[str, str]) -> Plan:
-        """Restore one setting and then what it drags along, except what another of our settings holds."""
-        ours = {_path_of(key) for key in self.values}
+        """Restore one setting and then what it drags along, except what other settings of ours hold."""
+        ours = {_path_of(key) for key in [*self.values, *observed.others]}
         plan: Plan = []
         for path, value in values.items():
             live = observed.live.get(path)

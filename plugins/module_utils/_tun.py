@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Union
 
 from ._accounts import account_number
@@ -103,6 +103,8 @@ class TunState:
     "/dev/net/tun is there."
     ipv6_disabled: str = ""
     keeps_ipv6_when_down: bool = False
+    promotes: bool = False
+    "Removing the first IPv4 address of a network leaves the others (sysctl promote_secondaries)."
 
     @property
     def exists(self) -> bool:
@@ -296,22 +298,46 @@ def _after_link_change(spec: TunSpec, state: TunState) -> TunState:
     if spec.up or state.keeps_ipv6_when_down:
         return state
     remaining = tuple(address for address in state.addresses if address.version == 4)
-    return TunState(kind=state.kind, addresses=remaining)
+    return replace(state, addresses=remaining, kernel_addresses=())
 
 
 def _plan_addresses(spec: TunSpec, state: TunState) -> Plan:
     changes: Plan = []
-    if spec.exclusive:
-        for address in state.addresses:
-            if address not in spec.addresses:
-                changes.append(
-                    Change(f"address {address} on {spec.name}", str(address), None, "remove", address)
-                )
-    there = state.addresses + state.kernel_addresses
+    left = state.addresses
+    unwanted = [address for address in left if spec.exclusive and address not in spec.addresses]
+    for address in [*unwanted, *_out_of_order(spec, state, unwanted)]:
+        if address in left:
+            changes.append(Change(f"address {address} on {spec.name}", str(address), None, "remove", address))
+            left = without_address(left, address, state.promotes)
     for address in spec.addresses:
-        if address not in there:
+        if address not in left + state.kernel_addresses:
             changes.append(Change(f"address {address} on {spec.name}", None, str(address), "add", address))
     return changes
+
+
+def without_address(
+    addresses: tuple[Interface, ...], gone: Interface, promotes: bool
+) -> tuple[Interface, ...]:
+    """What is left: the first IPv4 address of a network takes the others along (net/ipv4/devinet.c)."""
+    group = [address for address in addresses if address.network == gone.network]
+    if gone.version == 4 and not promotes and group[0] == gone:
+        return tuple(address for address in addresses if address not in group)
+    return tuple(address for address in addresses if address != gone)
+
+
+def _out_of_order(spec: TunSpec, state: TunState, unwanted: list[Interface]) -> list[Interface]:
+    """IPv4 addresses that have to be added anew, because another one of their network should be the first:
+    the first is the one that the host sends from.
+    """
+    moved: list[Interface] = []
+    left = [address for address in state.addresses if address not in unwanted]
+    for network in {address.network for address in left if address.version == 4 and spec.exclusive}:
+        there = [address for address in left if address.network == network]
+        first = next(address for address in spec.addresses if address.network == network)
+        if there[0] != first:
+            # The others before the first, so that none goes along with it.
+            moved += reversed(there)
+    return moved
 
 
 def describe(state: TunState) -> dict[str, Any] | None:

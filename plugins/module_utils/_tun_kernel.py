@@ -26,6 +26,7 @@ from typing import Any
 
 from . import _tun
 from ._core import Change, PlainBackend, Plan
+from ._files import read_text
 from ._host import ipv6_disabled, need_net_admin
 from ._netlink import FAMILIES, IFF_UP, rtnetlink, step
 
@@ -78,7 +79,10 @@ class TunBackend(PlainBackend):
             elsewhere=tuple(elsewhere),
             tun_node=_tun_node_exists(),
             ipv6_disabled=ipv6_disabled(self.spec.name),
-            keeps_ipv6_when_down=_keeps_ipv6_when_down(),
+            keeps_ipv6_when_down=_is_set("ipv6/conf/all/keep_addr_on_down"),
+            promotes=_is_set(
+                f"ipv4/conf/{self.spec.name}/promote_secondaries", "ipv4/conf/all/promote_secondaries"
+            ),
         )
 
     def plan(self, observed: _tun.TunState) -> Plan:
@@ -154,12 +158,9 @@ def _tun_node_exists() -> bool:
         return False
 
 
-def _keeps_ipv6_when_down() -> bool:
-    try:
-        with open("/proc/sys/net/ipv6/conf/all/keep_addr_on_down", encoding="ascii") as flag:
-            return flag.read().strip() == "1"
-    except OSError:
-        return False
+def _is_set(*settings: str) -> bool:
+    """Whether one of these below /proc/sys/net is 1."""
+    return any((read_text(f"/proc/sys/net/{setting}") or "").strip() == "1" for setting in settings)
 
 
 def _link_state(link: Any) -> dict[str, Any]:
