@@ -159,6 +159,11 @@ class Host:
         self._processes: list[Process] = []
         self._log_numbers = itertools.count()
         directory.mkdir(parents=True)
+        self._boot()
+
+    def _boot(self) -> None:
+        """Make the namespaces, as blank as they are made."""
+        namespace, directory = self.namespace, self.directory
         _command(["ip", "netns", "add", namespace])
         # ip netns exec gives /sys of the namespace and a mount namespace whose mounts do not get out.
         script = (
@@ -283,6 +288,9 @@ class Host:
 
     def close(self) -> None:
         """End every process of the host and remove the namespace."""
+        self._halt()
+
+    def _halt(self) -> None:
         for process in reversed(self._processes):
             process.stop()
         # What went into the background by itself is still ours: nobody else is in this namespace.
