@@ -57,6 +57,7 @@ class Document:
 
     :ivar fwmark: mark of the relay's own packets, 0 for none.
     :ivar endpoints: addresses or names of the tunnel's peers, outside of it.
+    :ivar leftovers: what to remove besides what the document before this one has: the names in it count.
     :ivar params: all of it as options, ready to be written as JSON; defaults are left out.
     """
 
@@ -67,15 +68,17 @@ class Document:
     tables: tuple[TableSpec, ...] = ()
     fwmark: int = 0
     endpoints: tuple[str, ...] = ()
+    leftovers: Document | None = None
     params: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def from_params(cls, params: Mapping[str, Any], present: bool = True) -> Document:
-        """:param present: ``False`` for a list of leftovers, of which only the names count.
+    def from_params(cls, params: Mapping[str, Any], where: str = "") -> Document:
+        """:param where: the option that holds ``params``: that of leftovers, or empty.
         :raises SpecError: an option is malformed; its path is such as ``tables[0].routes[1].device``.
         """
-        options = Options(params)
+        options = Options(params, where)
         name = _name(options)
+        present = not where
         made: dict[str, list[Any]] = {}
         kept: dict[str, list[dict[str, Any]]] = {}
         for kind, make in _KINDS.items():
@@ -88,6 +91,7 @@ class Document:
             tables=tuple(made["tables"]),
             fwmark=_fwmark(options),
             endpoints=_endpoints(options),
+            leftovers=_leftovers(options, name) if present else None,
         )
         options.done()
         _check_unique(document)
@@ -97,6 +101,7 @@ class Document:
             "sysctls": dict(document.sysctls),
             "fwmark": document.fwmark,
             "endpoints": list(document.endpoints),
+            "leftovers": dict(document.leftovers.params) if document.leftovers else {},
         }
         return replace(document, params={key: value for key, value in whole.items() if value})
 
@@ -134,13 +139,21 @@ def _name(options: Options) -> str:
     return name
 
 
+def _leftovers(options: Options, name: str) -> Document | None:
+    params = options.raw("leftovers", {})
+    if not isinstance(params, Mapping):
+        raise options.refuse("leftovers", "must be a mapping")
+    return Document.from_params({**params, "name": name}, "leftovers") if params else None
+
+
 def _items(
     options: Options, kind: str, make: Callable[[Mapping[str, Any], str], Any], present: bool
 ) -> tuple[list[dict[str, Any]], list[Any]]:
     """The items of one list as they are kept, and what they mean."""
     kept, made = [], []
     for position, item in enumerate(options.raw(kind, [])):
-        where = options.option(f"{kind}[{position}]")
+        # The lists of leftovers are the module's own lists: no longer name for what is in them.
+        where = f"{kind}[{position}]"
         if not isinstance(item, Mapping):
             raise SpecError(where, f"must be a mapping of options, not {type(item).__name__}")
         if "state" in item:

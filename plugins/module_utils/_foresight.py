@@ -23,7 +23,7 @@ from ._routes import Route
 from ._routing import Device, RoutingState
 from ._routing_spec import TableSpec
 from ._rt_tables import Registration, own_path
-from ._tun import IPV6_MTU_MIN_BYTES, TunSpec, TunState, without_address
+from ._tun import IPV6_MTU_MIN_BYTES, MTU_DEFAULT_BYTES, TunSpec, TunState, without_address
 
 
 def after_device(routing: RoutingState, spec: TunSpec, found: TunState, changes: Plan) -> RoutingState:
@@ -64,7 +64,7 @@ def after_device(routing: RoutingState, spec: TunSpec, found: TunState, changes:
 
 
 def _without_ipv6(spec: TunSpec, found: TunState) -> str:
-    mtu_bytes = spec.mtu_bytes or found.mtu_bytes
+    mtu_bytes = spec.mtu_bytes or (MTU_DEFAULT_BYTES if "mtu" in spec.resets else found.mtu_bytes)
     if mtu_bytes < IPV6_MTU_MIN_BYTES:
         return f"its MTU of {mtu_bytes} is below the {IPV6_MTU_MIN_BYTES} that IPv6 needs"
     return found.ipv6_disabled

@@ -9,11 +9,13 @@
 
 What the previous document has and the new one has not is planned as absent. The order of a plan:
 
-1. rules and routes of tables that go; if no chain stays, the chains that go
-2. devices that go
-3. sysctls, those that get their earlier values back among them
-4. devices, chains, and chains that go when others stay (which may have led to them)
-5. tables: routes, then the rules that send traffic there
+1. the code that applies it again at boot, and undoes it
+2. rules and routes of tables that go; if no chain stays, the chains that go
+3. devices that go
+4. sysctls, those that get their earlier values back among them
+5. devices, chains, and chains that go when others stay (which may have led to them)
+6. tables: routes, then the rules that send traffic there
+7. when this was the last document of the host, the code goes
 
 So traffic is marked and filtered before it is sent into the tunnel, and no longer sent there before the rest
 goes. Each part is planned against the host as the parts before it will leave it (``_foresight``): the plan is
@@ -27,11 +29,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import _chain, _foresight, _routing_kernel, _store, _tun
+from . import _chain, _foresight, _routing_kernel, _store, _succession, _tun
 from ._chain import ChainSpec
 from ._chain_host import ChainBackend
 from ._core import Change, MissingRequirement, PlainBackend, Plan, Runner, SpecError
 from ._document import Document, digest
+from ._installed import InstalledCode
 from ._iptables import Table, Tables
 from ._routing import RoutingState
 from ._routing_kernel import RoutingBackend
@@ -53,7 +56,7 @@ _RISKY = {
 @dataclass(frozen=True)
 class Part:
     """:ivar where: the option that the part was made from; empty for what goes away.
-    :ivar kind: ``device``, ``sysctls``, ``chain`` or ``table``.
+    :ivar kind: ``code``, ``device``, ``sysctls``, ``chain`` or ``table``.
     """
 
     kind: str
@@ -117,23 +120,26 @@ class HostNetwork(PlainBackend):
         super().__init__(check_mode)
         self.document = document
         self._run = CachingRunner(run)
-        before = previous or Document.empty(document.name)
+        before = [known for known in (previous, document.leftovers) if known is not None]
+        others = [name for name in _store.names() if name != document.name]
+        code = InstalledCode(bool(others) or not document.is_empty, self._run)
+        self._code = Part("code", "", code)
         self._sysctls = Part("sysctls", "sysctls", _sysctl_backend(document))
         self._tables = [
-            self._table_part(*item) for item in enumerate(_with_former_priorities(document, before))
+            self._table_part(*item)
+            for item in enumerate(_succession.with_former_priorities(document, before))
         ]
         self._devices = [
             Part("device", f"devices[{n}]", TunBackend(spec, check_mode))
-            for n, spec in enumerate(document.devices)
+            for n, spec in enumerate(_succession.with_resets(document, before))
         ]
         self._chains = [self._chain_part(f"chains[{n}]", spec) for n, spec in enumerate(document.chains)]
-        self._lost_tables = [self._table_part(-1, spec) for spec in _lost_tables(document, before)]
+        self._lost_tables = [self._table_part(-1, spec) for spec in _succession.lost_tables(document, before)]
         self._lost_devices = [
-            Part("device", "", TunBackend(replace(spec, present=False), check_mode))
-            for spec in before.devices
-            if spec.name not in {device.name for device in document.devices}
+            Part("device", "", TunBackend(spec, check_mode))
+            for spec in _succession.lost_devices(document, before)
         ]
-        self._lost_chains = [self._chain_part("", spec) for spec in _lost_chains(document, before)]
+        self._lost_chains = [self._chain_part("", spec) for spec in _succession.lost_chains(document, before)]
 
     def _table_part(self, position: int, spec: TableSpec) -> Part:
         where = f"tables[{position}]" if position >= 0 else ""
@@ -146,7 +152,9 @@ class HostNetwork(PlainBackend):
     def parts(self) -> list[Part]:
         """In the order in which they are planned and applied."""
         early, late = (self._lost_chains, []) if not self._chains else ([], self._lost_chains)
+        stays = self._code.backend.present
         return [
+            *([self._code] if stays else []),
             *self._lost_tables,
             *early,
             *self._lost_devices,
@@ -155,6 +163,7 @@ class HostNetwork(PlainBackend):
             *self._chains,
             *late,
             *self._tables,
+            *([] if stays else [self._code]),
         ]
 
     def observe(self) -> HostState:
@@ -312,40 +321,6 @@ def sysctl_name(name: str) -> str:
         return name
     plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())
     return f"{plain[:23]}-{digest({'name': name})[:8]}"
-
-
-def _with_former_priorities(document: Document, before: Document) -> list[TableSpec]:
-    former = {table.name: table.rule_priority for table in before.tables}
-    return [
-        replace(table, former_priorities=(former.get(table.name, table.rule_priority),))
-        for table in document.tables
-    ]
-
-
-def _lost_tables(document: Document, before: Document) -> list[TableSpec]:
-    names = {table.name for table in document.tables}
-    return [
-        replace(table, present=False, routes=(), rules=())
-        for table in before.tables
-        if table.name not in names
-    ]
-
-
-def _lost_chains(document: Document, before: Document) -> list[ChainSpec]:
-    """What the chains of ``document`` do not replace, those that lead to others first.
-
-    A chain that was written to a given backend stays there when another one is given.
-    """
-    stay = {(chain.family, chain.table, chain.name): chain for chain in document.chains}
-    lost: list[ChainSpec] = []
-    for chain in reversed(before.chains):
-        new = stay.get((chain.family, chain.table, chain.name))
-        if new is None:
-            lost.append(replace(chain, present=False))
-        elif new.backend != "auto" and new.backend != chain.backend:
-            other = "legacy" if new.backend == "nft" else "nft"
-            lost.append(replace(chain, present=False, backend=other))
-    return lost
 
 
 class _Planning:

@@ -26,6 +26,8 @@ Interface = Union[ipaddress.IPv4Interface, ipaddress.IPv6Interface]
 # IFNAMSIZ is 16 with the final NUL (include/uapi/linux/if.h).
 NAME_MAX_BYTES = 15
 MTU_MIN_BYTES, MTU_MAX_BYTES = 68, 65535
+# drivers/net/tun.c, tun_net_init: ETH_DATA_LEN
+MTU_DEFAULT_BYTES = 1500
 # RFC 8200 section 5: a link that carries IPv6 has an MTU of at least this.
 IPV6_MTU_MIN_BYTES = 1280
 
@@ -45,6 +47,8 @@ class TunSpec:
     addresses: tuple[Interface, ...] = ()
     exclusive: bool = True
     up: bool = True
+    resets: frozenset[str] = frozenset()
+    "Of owner, group and mtu, those given before and not now: they go back to the kernel's default."
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any], where: str = "") -> TunSpec:
@@ -220,8 +224,8 @@ def _held_back(spec: TunSpec, state: TunState) -> list[str]:
     ``vnet_hdr`` is not among them: each program that attaches chooses it anew.
     """
     differs = {
-        "owner": spec.owner is not None and spec.owner != state.owner,
-        "group": spec.group is not None and spec.group != state.group,
+        "owner": spec.owner != state.owner and (spec.owner is not None or "owner" in spec.resets),
+        "group": spec.group != state.group and (spec.group is not None or "group" in spec.resets),
         "multi_queue": spec.multi_queue != state.multi_queue,
     }
     return [option for option, different in differs.items() if different]
@@ -237,9 +241,8 @@ def plan(spec: TunSpec, state: TunState) -> Plan:
     if not spec.present:
         return [Change(device, describe(state), None, "delete")] if state.exists else []
     changes: Plan = []
-    if state.exists and state.multi_queue != spec.multi_queue:
-        # The kernel fixes this at creation (drivers/net/tun.c, tun_set_iff); nobody is attached, check() saw
-        # to it.
+    if state.exists and _needs_a_new_one(spec, state):
+        # Nobody is attached, check() saw to it.
         changes.append(Change(device, describe(state), None, "delete"))
         state = _without_device(state)
     fresh = not state.exists
@@ -248,12 +251,21 @@ def plan(spec: TunSpec, state: TunState) -> Plan:
         changes.append(Change(device, None, _settings(state), "create"))
     else:
         changes += _reattach(spec, state)
-    if spec.mtu_bytes is not None and spec.mtu_bytes != state.mtu_bytes:
-        changes.append(Change(f"{device} mtu", None if fresh else state.mtu_bytes, spec.mtu_bytes, "mtu"))
+    mtu_bytes = spec.mtu_bytes or (MTU_DEFAULT_BYTES if "mtu" in spec.resets else state.mtu_bytes)
+    if mtu_bytes != state.mtu_bytes:
+        changes.append(Change(f"{device} mtu", None if fresh else state.mtu_bytes, mtu_bytes, "mtu"))
     if spec.up != state.up:
         changes.append(Change(f"{device} up", None if fresh else state.up, spec.up, "up"))
         state = _after_link_change(spec, state)
     return changes + _plan_addresses(spec, state)
+
+
+def _needs_a_new_one(spec: TunSpec, state: TunState) -> bool:
+    """The kernel fixes the queues at creation and gives no way to take an owner away (drivers/net/tun.c)."""
+    differs = _held_back(spec, state)
+    return "multi_queue" in differs or any(
+        option in differs and getattr(spec, option) is None for option in ("owner", "group")
+    )
 
 
 def _without_device(state: TunState) -> TunState:
