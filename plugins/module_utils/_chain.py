@@ -37,9 +37,11 @@ _COMMANDS = {
     "-X", "--delete-chain", "-N", "--new-chain", "-P", "--policy", "-E", "--rename-chain", "-Z", "--zero",
     "-L", "--list", "-S", "--list-rules", "-C", "--check", "-t", "--table",
 }  # fmt: skip
-# The names that Docker gives to bridges of its own (libnetwork: docker0, docker_gwbridge, br-<id>).
+# The names that Docker gives to bridges of its own (libnetwork: docker0, docker_gwbridge, br-<id>), and 28.0 to
+# sets of them.
 _DOCKER_BRIDGE = re.compile(
-    r"(^| )(-[io]|--(in|out)-interface) (docker0|docker_gwbridge|br-[0-9a-f]{12})( |$)"
+    r"(^| )(-[io]|--(in|out)-interface|--match-set) "
+    r"(docker0|docker_gwbridge|br-[0-9a-f]{12}|docker-ext-bridges-v[46])( |$)"
 )
 _TARGETS = {"-j", "--jump", "-g", "--goto"}
 BUILTIN = {
@@ -183,13 +185,12 @@ def _comment(options: Options) -> str:
 
 def check(spec: ChainSpec, state: ChainState) -> None:
     """:raises SpecError: this host's tables do not allow it; nothing has been changed."""
-    for backend, tables in state.tables.items():
-        if tables.get(spec.table, Table()).incompatible:
-            raise SpecError(
-                "table",
-                f"{spec.table} of the {backend} backend holds rules made by nft that iptables cannot show; "
-                "move them into a table of their own",
-            )
+    if state.table(state.backend, spec.table).incompatible:
+        raise SpecError(
+            "table",
+            f"{spec.table} of the {state.backend} backend holds rules made by nft that iptables cannot show; "
+            "move them into a table of their own",
+        )
     if not spec.present or spec.jump is None:
         return
     origin = spec.jump.origin

@@ -14,7 +14,7 @@ from typing import Any
 from . import _chain, _created
 from ._core import Change, HostError, MissingRequirement, PlainBackend, Plan, Runner
 from ._host import need_net_admin
-from ._iptables import COMMANDS, OWN_PREFIX, Iptables, Tables, tools
+from ._iptables import COMMANDS, OWN_PREFIX, Iptables, Table, Tables, legacy_possible, tools
 
 
 class ChainBackend(PlainBackend):
@@ -26,6 +26,8 @@ class ChainBackend(PlainBackend):
         self.spec = spec
         self._run = run
         self._tools: dict[str, Iptables] = {}
+        # Chains of the same table that are written before this one, which may lead to them.
+        self.declared: tuple[str, ...] = ()
 
     def blank(self) -> _chain.ChainState:
         backend = "legacy" if self.spec.backend == "legacy" else "nft"
@@ -37,8 +39,8 @@ class ChainBackend(PlainBackend):
         """
         self._tools = tools(self._run, self.spec.family)
         if self.spec.backend == "auto":
-            readable = self._read_all(self._tools)
-            backend = self._choose(readable)
+            readable = _read_all(self._tools)
+            backend = choose(self._run, self.spec.family, self.spec.table, readable)
         else:
             backend = self.spec.backend
             if backend not in self._tools:
@@ -52,48 +54,6 @@ class ChainBackend(PlainBackend):
 
         return _created.nft_objects(prefix_of(self.spec.family, self.spec.table))
 
-    def _read_all(self, found: dict[str, Iptables]) -> dict[str, Tables]:
-        readable, errors = {}, []
-        for backend, tool in found.items():
-            try:
-                readable[backend] = tool.read()
-            except HostError as error:
-                errors.append(str(error))
-        if not readable:
-            raise HostError("; ".join(errors))
-        return readable
-
-    def _choose(self, readable: dict[str, Tables]) -> str:
-        """The backend where the host's rules live, of either address family; the default when none or both
-        do.
-        """
-        if len(readable) == 1:
-            return next(iter(readable))
-        other = tools(self._run, "ipv6" if self.spec.family == "ipv4" else "ipv4")
-        seen = {
-            backend: [*tables.items(), *self._read_or_nothing(other.get(backend)).items()]
-            for backend, tables in readable.items()
-        }
-        # Docker writes where its own iptables command does, and what filters or forwards has to be there with
-        # it.
-        for sign in (_has_docker, _is_foreign, _is_ours):
-            backends = [
-                backend for backend, tables in seen.items() if any(sign(table) for _name, table in tables)
-            ]
-            if len(backends) == 1:
-                return backends[0]
-            if backends:
-                break
-        # The tools of the default come first.
-        return next(iter(readable))
-
-    @staticmethod
-    def _read_or_nothing(tool: Iptables | None) -> Tables:
-        try:
-            return tool.read() if tool else {}
-        except HostError:
-            return {}
-
     def plan(self, observed: _chain.ChainState) -> Plan:
         return _chain.plan(self.spec, observed)
 
@@ -106,7 +66,8 @@ class ChainBackend(PlainBackend):
             tool = self._tools.get(backend)
             if tool is None or (backend == "legacy" and self.spec.table not in tool.loaded_legacy_tables()):
                 continue
-            tool.write(self.spec.table, list(lines), self._origins(), test=True)
+            declared = [f":{name} - [0:0]" for name in self.declared]
+            tool.write(self.spec.table, [*declared, *lines], self._origins(), test=True)
 
     def _origins(self) -> dict[str, str]:
         origins = {
@@ -156,13 +117,77 @@ class ChainBackend(PlainBackend):
         }
 
 
-def _has_docker(table: Any) -> bool:
+def backend_in_use(run: Runner, family: str, table: str = "filter") -> str:
+    """Where ``backend: auto`` writes to.
+
+    :raises HostError: there is no iptables, or none that works.
+    """
+    return choose(run, family, table, _read_all(tools(run, family)))
+
+
+def choose(run: Runner, family: str, table: str, readable: dict[str, Tables]) -> str:
+    """The backend where the host's rules live, of either address family; the default when none or both do.
+
+    A backend that could not take the chain is no choice as long as there is another: one whose table nft has
+    put rules of its own into, and legacy on a kernel that has no legacy tables, where its tools show no error
+    but nothing either.
+    """
+    able = [backend for backend, tables in readable.items() if not tables.get(table, Table()).incompatible]
+    if "legacy" in able and not legacy_possible(family):
+        able.remove("legacy")
+    if len(able) < 2:
+        return next(iter(able or readable))
+    other = _other_family(run, family)
+    seen = {
+        backend: [*readable[backend].values(), *read_or_nothing(other.get(backend)).values()]
+        for backend in able
+    }
+    # Docker writes where its own iptables command does, and what filters or forwards has to be there with it.
+    for sign in (_has_docker, _is_foreign, _is_ours):
+        backends = [backend for backend, tables in seen.items() if any(map(sign, tables))]
+        if len(backends) == 1:
+            return backends[0]
+        if backends:
+            break
+    # The tools of the default come first.
+    return able[0]
+
+
+def _read_all(found: dict[str, Iptables]) -> dict[str, Tables]:
+    readable, errors = {}, []
+    for backend, tool in found.items():
+        try:
+            readable[backend] = tool.read()
+        except HostError as error:
+            errors.append(str(error))
+    if not readable:
+        raise HostError("; ".join(errors))
+    return readable
+
+
+def read_or_nothing(tool: Iptables | None) -> Tables:
+    try:
+        return tool.read() if tool else {}
+    except HostError:
+        return {}
+
+
+def _other_family(run: Runner, family: str) -> dict[str, Iptables]:
+    """A host without IPv6 may have iptables only."""
+    try:
+        return tools(run, "ipv6" if family == "ipv4" else "ipv4")
+    except MissingRequirement:
+        return {}
+
+
+def _has_docker(table: Table) -> bool:
     return any(chain == "DOCKER" or chain.startswith("DOCKER-") for chain in table.policies)
 
 
-def _is_foreign(table: Any) -> bool:
-    return bool(table.foreign() or table.incompatible)
+def _is_foreign(table: Table) -> bool:
+    """What nft itself has made in a table of iptables' name is nobody's use of iptables."""
+    return not table.incompatible and table.foreign()
 
 
-def _is_ours(table: Any) -> bool:
+def _is_ours(table: Table) -> bool:
     return any(chain.startswith(OWN_PREFIX) for chain in table.policies)

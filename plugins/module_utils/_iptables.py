@@ -142,12 +142,7 @@ class Iptables:
 
     def loaded_legacy_tables(self) -> list[str]:
         """Names of the tables that the kernel has loaded for legacy, in this network namespace."""
-        names = "ip_tables_names" if self.family == "ipv4" else "ip6_tables_names"
-        try:
-            with open(f"/proc/net/{names}", encoding="ascii") as listing:
-                return listing.read().split()
-        except OSError:
-            return []
+        return legacy_tables(self.family) or []
 
     def write(self, table: str, lines: list[str], options: Mapping[str, str], test: bool = False) -> None:
         """Give ``lines`` to iptables-restore as one transaction; what they do not name stays.
@@ -175,6 +170,36 @@ def _first_line(text: str) -> str:
     # "iptables-nft-restore v1.8.9 (nf_tables): reason", where the reason may be on the line after.
     lines = [re.sub(r"^\S+ v[\d.]+ \(\w+\):\s*", "", line) for line in lines]
     return next((line for line in lines if line), "no reason given")
+
+
+def legacy_tables(family: str) -> list[str] | None:
+    """Names of the tables loaded for legacy in this network namespace, ``None`` if the kernel knows none."""
+    names = "ip_tables_names" if family == "ipv4" else "ip6_tables_names"
+    try:
+        with open(f"/proc/net/{names}", encoding="ascii") as listing:
+            return listing.read().split()
+    except OSError:
+        return None
+
+
+def legacy_possible(family: str) -> bool:
+    """Whether the kernel has the legacy tables, or would load them. Looking loads nothing.
+
+    Kernels may be built without them (since 6.17 that is what a new configuration says:
+    CONFIG_NETFILTER_XTABLES_LEGACY), and a container sees no modules at all.
+    """
+    if legacy_tables(family) is not None:
+        return True
+    directory = f"/lib/modules/{os.uname().release}"
+    module = "iptable_filter" if family == "ipv4" else "ip6table_filter"
+    for name in ("modules.dep", "modules.builtin"):
+        try:
+            with open(f"{directory}/{name}", encoding="utf-8", errors="replace") as listing:
+                if any(f"/{module}.ko" in line.split(":")[0] for line in listing):
+                    return True
+        except OSError:
+            continue
+    return False
 
 
 def tools(run: Runner, family: str) -> dict[str, Iptables]:
