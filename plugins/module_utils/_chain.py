@@ -37,8 +37,8 @@ _COMMANDS = {
     "-X", "--delete-chain", "-N", "--new-chain", "-P", "--policy", "-E", "--rename-chain", "-Z", "--zero",
     "-L", "--list", "-S", "--list-rules", "-C", "--check", "-t", "--table",
 }  # fmt: skip
-# The names that Docker gives to bridges of its own (libnetwork: docker0, docker_gwbridge, br-<id>), and 28.0 to
-# sets of them.
+# The names that Docker gives to bridges of its own (libnetwork: docker0, docker_gwbridge, br-<id>).
+# 28.0 names a set of them.
 _DOCKER_BRIDGE = re.compile(
     r"(^| )(-[io]|--(in|out)-interface|--match-set) "
     r"(docker0|docker_gwbridge|br-[0-9a-f]{12}|docker-ext-bridges-v[46])( |$)"
