@@ -18,7 +18,7 @@ import hashlib
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
@@ -57,7 +57,6 @@ class Document:
 
     :ivar fwmark: mark of the relay's own packets, 0 for none.
     :ivar endpoints: addresses or names of the tunnel's peers, outside of it.
-    :ivar leftovers: what to remove besides what the document before this one has: the names in it count.
     :ivar params: all of it as options, ready to be written as JSON; defaults are left out.
     """
 
@@ -68,17 +67,15 @@ class Document:
     tables: tuple[TableSpec, ...] = ()
     fwmark: int = 0
     endpoints: tuple[str, ...] = ()
-    leftovers: Document | None = None
     params: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def from_params(cls, params: Mapping[str, Any], where: str = "") -> Document:
-        """:param where: the option that holds ``params``: that of leftovers, or empty.
+    def from_params(cls, params: Mapping[str, Any], present: bool = True) -> Document:
+        """:param present: ``False`` for a list of leftovers, of which only the names count.
         :raises SpecError: an option is malformed; its path is such as ``tables[0].routes[1].device``.
         """
-        options = Options(params, where)
+        options = Options(params)
         name = _name(options)
-        present = not where
         made: dict[str, list[Any]] = {}
         kept: dict[str, list[dict[str, Any]]] = {}
         for kind, make in _KINDS.items():
@@ -91,17 +88,16 @@ class Document:
             tables=tuple(made["tables"]),
             fwmark=_fwmark(options),
             endpoints=_endpoints(options),
-            leftovers=_leftovers(options, name) if present else None,
         )
         options.done()
-        _check_unique(document)
+        if present:
+            _check_unique(document)
         whole = {
             "name": name,
             **kept,
             "sysctls": dict(document.sysctls),
             "fwmark": document.fwmark,
             "endpoints": list(document.endpoints),
-            "leftovers": dict(document.leftovers.params) if document.leftovers else {},
         }
         return replace(document, params={key: value for key, value in whole.items() if value})
 
@@ -109,6 +105,19 @@ class Document:
     def empty(cls, name: str) -> Document:
         """The document of a host that has nothing of it."""
         return cls.from_params({"name": name})
+
+    def joined(self, other: Document) -> Document:
+        """What both have, as a list of leftovers; of the same thing, what this one says."""
+        params = dict(self.params)
+        for kind, key in _KEYS.items():
+            there = [key(spec) for spec in getattr(self, kind)]
+            added = [
+                item
+                for item, spec in zip(other.params.get(kind, []), getattr(other, kind))
+                if key(spec) not in there
+            ]
+            params[kind] = [*params.get(kind, []), *added]
+        return Document.from_params(params, present=False)
 
     @property
     def is_empty(self) -> bool:
@@ -132,18 +141,19 @@ _KINDS: dict[str, Callable[[Mapping[str, Any], str], Any]] = {
 }
 
 
+#: What an item of a list is told by: no other document may have one that is the same in this.
+_KEYS: dict[str, Callable[[Any], Any]] = {
+    "devices": lambda device: device.name,
+    "chains": lambda chain: (chain.family, chain.table, chain.name),
+    "tables": lambda table: table.name,
+}
+
+
 def _name(options: Options) -> str:
     name = options.required("name")
     if not _NAME.fullmatch(name):
         raise options.refuse("name", f"{name!r} cannot be the name of a file")
     return name
-
-
-def _leftovers(options: Options, name: str) -> Document | None:
-    params = options.raw("leftovers", {})
-    if not isinstance(params, Mapping):
-        raise options.refuse("leftovers", "must be a mapping")
-    return Document.from_params({**params, "name": name}, "leftovers") if params else None
 
 
 def _items(
@@ -152,8 +162,7 @@ def _items(
     """The items of one list as they are kept, and what they mean."""
     kept, made = [], []
     for position, item in enumerate(options.raw(kind, [])):
-        # The lists of leftovers are the module's own lists: no longer name for what is in them.
-        where = f"{kind}[{position}]"
+        where = options.option(f"{kind}[{position}]")
         if not isinstance(item, Mapping):
             raise SpecError(where, f"must be a mapping of options, not {type(item).__name__}")
         if "state" in item:
@@ -227,9 +236,8 @@ def _normal_endpoint(text: str) -> str:
 
 def _check_unique(document: Document) -> None:
     """:raises SpecError: two items are about the same object of the kernel."""
-    _unique("devices", "name", [device.name for device in document.devices])
-    _unique("chains", "name", [(chain.family, chain.table, chain.name) for chain in document.chains])
-    _unique("tables", "name", [table.name for table in document.tables])
+    for kind, key in _KEYS.items():
+        _unique(kind, "name", [key(spec) for spec in getattr(document, kind)])
     _unique("tables", "id", [table.id for table in document.tables])
     for position, table in enumerate(document.tables):
         for earlier, other in enumerate(document.tables[:position]):
@@ -238,6 +246,20 @@ def _check_unique(document: Document) -> None:
                     f"tables[{position}].rule_priority",
                     f"{table.rule_priority} is less than {RULE_WINDOW} away from that of tables[{earlier}]",
                 )
+
+
+def refuse_what_is_anothers(document: Document, others: Iterable[Document]) -> None:
+    """:raises SpecError: another document of this host has the same device, chain or table."""
+    for other in others:
+        for kind, key in _KEYS.items():
+            taken = {key(spec) for spec in getattr(other, kind)}
+            for position, spec in enumerate(getattr(document, kind)):
+                if key(spec) in taken:
+                    raise SpecError(
+                        f"{kind}[{position}].name",
+                        f"{spec.name} belongs to the document {other.name} of this host; give it another "
+                        "name, or remove that document first",
+                    )
 
 
 def _unique(kind: str, option: str, keys: list[Any]) -> None:

@@ -120,7 +120,7 @@ class HostNetwork(PlainBackend):
         super().__init__(check_mode)
         self.document = document
         self._run = CachingRunner(run)
-        before = [known for known in (previous, document.leftovers) if known is not None]
+        before = previous or Document.empty(document.name)
         others = [name for name in _store.names() if name != document.name]
         code = InstalledCode(bool(others) or not document.is_empty, self._run)
         self._code = Part("code", "", code)
@@ -268,29 +268,6 @@ def _is_risky(change: Change, made: set[str]) -> bool:
         if part.backend.spec.name in made and change.action == "add":
             return False
     return change.action in _RISKY.get(part.kind, ())
-
-
-def refuse_what_is_anothers(document: Document, others: list[Document]) -> None:
-    """:raises SpecError: another document of this host has the same device, chain or table."""
-    for other in others:
-        taken: dict[str, set[Any]] = {
-            "devices": {device.name for device in other.devices},
-            "chains": {(chain.family, chain.table, chain.name) for chain in other.chains},
-            "tables": {table.name for table in other.tables},
-        }
-        wished: dict[str, list[Any]] = {
-            "devices": [device.name for device in document.devices],
-            "chains": [(chain.family, chain.table, chain.name) for chain in document.chains],
-            "tables": [table.name for table in document.tables],
-        }
-        for kind, keys in wished.items():
-            for position, key in enumerate(keys):
-                if key in taken[kind]:
-                    raise SpecError(
-                        f"{kind}[{position}].name",
-                        f"belongs to the document {other.name} of this host; give it another name, or remove "
-                        "that document first",
-                    )
 
 
 @contextmanager

@@ -5,11 +5,7 @@
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 # Do not use this from other collections or standalone plugins/modules!
 
-"""What a document has to do about the ones before it: what they have and it has not is to go.
-
-``before`` is in all of these the document in force, if there is one, and a list of leftovers, if one is
-given.
-"""
+"""What a document has to do about the one before it: what that one has and it has not is to go."""
 
 from __future__ import annotations
 
@@ -21,17 +17,17 @@ from ._routing_spec import TableSpec
 from ._tun import TunSpec
 
 
-def with_former_priorities(document: Document, before: list[Document]) -> list[TableSpec]:
-    former = [table for known in before for table in known.tables]
+def with_former_priorities(document: Document, before: Document) -> list[TableSpec]:
+    former = {table.name: table.rule_priority for table in before.tables}
     return [
-        replace(table, former_priorities=tuple(old.rule_priority for old in former if old.name == table.name))
+        replace(table, former_priorities=(former.get(table.name, table.rule_priority),))
         for table in document.tables
     ]
 
 
-def with_resets(document: Document, before: list[Document]) -> list[TunSpec]:
+def with_resets(document: Document, before: Document) -> list[TunSpec]:
     """A document says all of a device: what an earlier one gave and this one does not is taken back."""
-    former = {device.name: device for known in before[:1] for device in known.devices}
+    former = {device.name: device for device in before.devices}
     specs = []
     for spec in document.devices:
         old = former.get(spec.name, spec)
@@ -42,38 +38,30 @@ def with_resets(document: Document, before: list[Document]) -> list[TunSpec]:
     return specs
 
 
-def lost_devices(document: Document, before: list[Document]) -> list[TunSpec]:
+def lost_devices(document: Document, before: Document) -> list[TunSpec]:
     stay = {device.name for device in document.devices}
-    lost = {spec.name: replace(spec, present=False) for known in before for spec in known.devices}
-    return [spec for name, spec in lost.items() if name not in stay]
+    return [replace(spec, present=False) for spec in before.devices if spec.name not in stay]
 
 
-def lost_tables(document: Document, before: list[Document]) -> list[TableSpec]:
-    lost: dict[str, TableSpec] = {}
-    for known in before:
-        for table in known.tables:
-            if table.name in lost:
-                former = (*lost[table.name].former_priorities, table.rule_priority)
-                lost[table.name] = replace(lost[table.name], former_priorities=former)
-            else:
-                lost[table.name] = replace(table, present=False, routes=(), rules=())
+def lost_tables(document: Document, before: Document) -> list[TableSpec]:
     stay = {table.name for table in document.tables}
-    return [spec for name, spec in lost.items() if name not in stay]
+    return [
+        replace(spec, present=False, routes=(), rules=()) for spec in before.tables if spec.name not in stay
+    ]
 
 
-def lost_chains(document: Document, before: list[Document]) -> list[ChainSpec]:
+def lost_chains(document: Document, before: Document) -> list[ChainSpec]:
     """What the chains of ``document`` do not replace, those that lead to others first.
 
     A chain that was written to a given backend stays there when another one is given.
     """
     stay = {(chain.family, chain.table, chain.name): chain for chain in document.chains}
-    lost: dict[tuple[str, ...], ChainSpec] = {}
-    for chain in (chain for known in before for chain in reversed(known.chains)):
-        key = (chain.family, chain.table, chain.name)
-        new = stay.get(key)
+    lost: list[ChainSpec] = []
+    for chain in reversed(before.chains):
+        new = stay.get((chain.family, chain.table, chain.name))
         if new is None:
-            lost.setdefault(key, replace(chain, present=False))
+            lost.append(replace(chain, present=False))
         elif new.backend != "auto" and new.backend != chain.backend:
             other = "legacy" if new.backend == "nft" else "nft"
-            lost.setdefault((*key, other), replace(chain, present=False, backend=other))
-    return list(lost.values())
+            lost.append(replace(chain, present=False, backend=other))
+    return lost
