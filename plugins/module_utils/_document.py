@@ -57,6 +57,7 @@ class Document:
 
     :ivar fwmark: mark of the relay's own packets, 0 for none.
     :ivar endpoints: addresses or names of the tunnel's peers, outside of it.
+    :ivar leftovers: what to remove besides what the document before this one has: only the names in it count.
     :ivar params: all of it as options, ready to be written as JSON; defaults are left out.
     """
 
@@ -67,6 +68,7 @@ class Document:
     tables: tuple[TableSpec, ...] = ()
     fwmark: int = 0
     endpoints: tuple[str, ...] = ()
+    leftovers: Document | None = None
     params: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -88,6 +90,7 @@ class Document:
             tables=tuple(made["tables"]),
             fwmark=_fwmark(options),
             endpoints=_endpoints(options),
+            leftovers=_leftovers(options, name),
         )
         options.done()
         if present:
@@ -98,6 +101,7 @@ class Document:
             "sysctls": dict(document.sysctls),
             "fwmark": document.fwmark,
             "endpoints": list(document.endpoints),
+            "leftovers": dict(document.leftovers.params) if document.leftovers else {},
         }
         return replace(document, params={key: value for key, value in whole.items() if value})
 
@@ -154,6 +158,13 @@ def _name(options: Options) -> str:
     if not _NAME.fullmatch(name):
         raise options.refuse("name", f"{name!r} cannot be the name of a file")
     return name
+
+
+def _leftovers(options: Options, name: str) -> Document | None:
+    params = options.raw("leftovers", {})
+    if not isinstance(params, Mapping):
+        raise options.refuse("leftovers", "must be a mapping")
+    return Document.from_params({**params, "name": name}, present=False) if params else None
 
 
 def _items(

@@ -119,8 +119,11 @@ class HostNetwork(PlainBackend):
     ) -> None:
         super().__init__(check_mode)
         self.document = document
+        self.before = previous or Document.empty(document.name)
+        if document.leftovers is not None:
+            self.before = self.before.joined(document.leftovers)
         self._run = CachingRunner(run)
-        before = previous or Document.empty(document.name)
+        before = self.before
         others = [name for name in _store.names() if name != document.name]
         code = InstalledCode(bool(others) or not document.is_empty, self._run)
         self._code = Part("code", "", code)

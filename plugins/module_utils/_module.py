@@ -11,7 +11,8 @@ result.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
@@ -26,6 +27,7 @@ from ._core import (
     SpecError,
     diff_of,
 )
+from ._installed import PENDING
 from ._lock import host_lock
 
 
@@ -44,6 +46,11 @@ def runner_of(module: AnsibleModule) -> Runner:
 def run_info(module: AnsibleModule, gather: Callable[[], dict[str, Any]]) -> None:
     """Return what ``gather`` finds, unchanged. Ends the module in every case."""
     _ending(module, lambda: {"changed": False, **gather()})
+
+
+def run_result(module: AnsibleModule, work: Callable[[], dict[str, Any]]) -> None:
+    """Return what ``work`` returns. Ends the module in every case."""
+    _ending(module, work)
 
 
 def run_module(module: AnsibleModule, make: Callable[[], Backend], locked: bool = True) -> None:
@@ -68,7 +75,7 @@ def _ending(module: AnsibleModule, work: Callable[[], dict[str, Any]]) -> None:
 
 def _run(module: AnsibleModule, make: Callable[[], Backend], locked: bool) -> dict[str, Any]:
     backend = make()
-    with host_lock() if locked and not module.check_mode else nullcontext():
+    with _exclusive(module) if locked and not module.check_mode else nullcontext():
         observed = _observe(module, backend)
         plan = backend.plan(observed)
         if isinstance(backend, Rehearsing):
@@ -81,6 +88,16 @@ def _run(module: AnsibleModule, make: Callable[[], Backend], locked: bool) -> di
     for warning in backend.warnings:
         module.warn(warning)
     return {"changed": bool(plan), "diff": diff_of(plan), **backend.report(observed)}
+
+
+def _exclusive(module: AnsibleModule) -> AbstractContextManager[None]:
+    """The host's lock, with nobody's change of the network under way."""
+    if not os.path.isdir(PENDING):
+        return host_lock()
+    # Here and not above: most runs need none of it.
+    from ._transaction import exclusive
+
+    return exclusive(runner_of(module))
 
 
 def _observe(module: AnsibleModule, backend: Backend) -> Any:

@@ -166,28 +166,15 @@ option:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.culvert.vpn.plugins.module_utils._argument_specs import CHAIN, STATE
 from ansible_collections.culvert.vpn.plugins.module_utils._chain import ChainSpec
 from ansible_collections.culvert.vpn.plugins.module_utils._chain_host import ChainBackend
 from ansible_collections.culvert.vpn.plugins.module_utils._module import run_module, runner_of
 
 
 def main() -> None:
-    jump_options = {
-        "from": {"type": "str", "required": True},
-        "position": {"type": "str", "choices": ["first", "last"], "default": "first"},
-        "match": {"type": "str", "default": ""},
-    }
     module = AnsibleModule(
-        argument_spec={
-            "name": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "table": {"type": "str", "choices": ["filter", "nat", "mangle", "raw"], "default": "filter"},
-            "family": {"type": "str", "choices": ["ipv4", "ipv6"], "default": "ipv4"},
-            "rules": {"type": "list", "elements": "str", "default": []},
-            "jump": {"type": "dict", "options": jump_options},
-            "comment": {"type": "str", "default": "culvert"},
-            "backend": {"type": "str", "choices": ["auto", "nft", "legacy"], "default": "auto"},
-        },
+        argument_spec={**CHAIN, "state": STATE},
         supports_check_mode=True,
     )
     run_module(

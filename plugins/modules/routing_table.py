@@ -212,46 +212,15 @@ option:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.culvert.vpn.plugins.module_utils._argument_specs import STATE, TABLE
 from ansible_collections.culvert.vpn.plugins.module_utils._module import run_module
 from ansible_collections.culvert.vpn.plugins.module_utils._routing_kernel import RoutingBackend
 from ansible_collections.culvert.vpn.plugins.module_utils._routing_spec import TableSpec
 
 
 def main() -> None:
-    route_options = {
-        "destination": {"type": "str", "required": True},
-        "type": {
-            "type": "str",
-            "choices": ["unicast", "unreachable", "blackhole", "prohibit"],
-            "default": "unicast",
-        },
-        "gateway": {"type": "str"},
-        "device": {"type": "str"},
-        "source": {"type": "str"},
-        "metric": {"type": "int"},
-        "mtu": {"type": "int"},
-    }
-    rule_options = {
-        "priority": {"type": "int"},
-        "family": {"type": "str", "choices": ["ipv4", "ipv6", "both"], "default": "both"},
-        "from": {"type": "str"},
-        "to": {"type": "str"},
-        "fwmark": {"type": "raw"},
-        "iif": {"type": "str"},
-        "oif": {"type": "str"},
-        "suppress_prefixlength": {"type": "int"},
-        "table": {"type": "raw"},
-        "invert": {"type": "bool", "default": False},
-    }
     module = AnsibleModule(
-        argument_spec={
-            "name": {"type": "str", "required": True},
-            "id": {"type": "int"},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "rule_priority": {"type": "int", "default": 31820},
-            "routes": {"type": "list", "elements": "dict", "default": [], "options": route_options},
-            "rules": {"type": "list", "elements": "dict", "default": [], "options": rule_options},
-        },
+        argument_spec={**TABLE, "state": STATE},
         supports_check_mode=True,
     )
     run_module(module, lambda: RoutingBackend(TableSpec.from_params(module.params), module.check_mode))

@@ -179,6 +179,7 @@ option:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.culvert.vpn.plugins.module_utils._argument_specs import DEVICE, STATE
 from ansible_collections.culvert.vpn.plugins.module_utils._module import run_module
 from ansible_collections.culvert.vpn.plugins.module_utils._tun import TunSpec
 from ansible_collections.culvert.vpn.plugins.module_utils._tun_kernel import TunBackend
@@ -186,19 +187,7 @@ from ansible_collections.culvert.vpn.plugins.module_utils._tun_kernel import Tun
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={
-            "name": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "mode": {"type": "str", "choices": ["tun", "tap"], "default": "tun"},
-            "owner": {"type": "str"},
-            "group": {"type": "str"},
-            "vnet_hdr": {"type": "bool", "default": False},
-            "multi_queue": {"type": "bool", "default": False},
-            "mtu": {"type": "int"},
-            "addresses": {"type": "list", "elements": "str", "default": []},
-            "addresses_exclusive": {"type": "bool", "default": True},
-            "up": {"type": "bool", "default": True},
-        },
+        argument_spec={**DEVICE, "state": STATE},
         supports_check_mode=True,
     )
     run_module(module, lambda: TunBackend(TunSpec.from_params(module.params), module.check_mode))
