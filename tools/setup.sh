@@ -25,6 +25,7 @@ if [[ $1 != tools ]]; then
 fi
 if [[ $1 == test ]]; then
     tools/native.sh
+    tools/unpacked.sh
     tools/host_image.sh bookworm
     tools/host_image.sh blank
 fi
