@@ -10,6 +10,8 @@
 The lock is a file in /run held by ``flock``, so it goes away with its holder. The holder unlinks it before
 letting go: teardown has to leave no file behind. Therefore whoever gets the lock has to look whether the file
 is still the one that the path names, as the one before may have unlinked it meanwhile.
+
+A process that holds it may ask for it again: what is done under the lock calls what takes it by itself.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from ._core import HostError
 
 LOCK_PATH = "/run/culvert.lock"
 _POLL_S = 0.02
+# How often this process holds each lock file. flock() would make it wait for itself.
+_held: dict[str, int] = {}
 
 
 @contextmanager
@@ -32,14 +36,17 @@ def host_lock(timeout_s: float = 60.0, path: str = LOCK_PATH) -> Iterator[None]:
 
     :raises HostError: somebody else held it for all of ``timeout_s``, or the file cannot be made.
     """
-    handle = _acquire(path, time.monotonic() + timeout_s)
+    handle = None if _held.get(path) else _acquire(path, time.monotonic() + timeout_s)
+    _held[path] = _held.get(path, 0) + 1
     try:
         yield
     finally:
-        try:
-            os.unlink(path)
-        finally:
-            os.close(handle)
+        _held[path] -= 1
+        if handle is not None:
+            try:
+                os.unlink(path)
+            finally:
+                os.close(handle)
 
 
 def _acquire(path: str, deadline_s: float) -> int:

@@ -79,6 +79,13 @@ def step(what: str, ignore: tuple[int, ...] = ()) -> Iterator[None]:
         raise HostError(f"cannot {what}: {error.strerror or error}") from error
 
 
+def pyroute2_folder() -> str:
+    """The folder from which pyroute2 was loaded, empty when it was not."""
+    if PYROUTE2_IMPORT_ERROR:
+        return ""
+    return os.path.dirname(os.path.dirname(os.path.abspath(str(pyroute2.__file__))))
+
+
 def netlink_error() -> type[Exception]:
     """The exception by which the kernel's refusals arrive, for those who expect one."""
     return NetlinkError  # type: ignore[no-any-return]

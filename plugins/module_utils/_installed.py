@@ -1,0 +1,359 @@
+# Copyright (c) 2026, Culvert contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
+# Do not use this from other collections or standalone plugins/modules!
+
+"""What has to be on a host so that its documents outlive a reboot and a broken change: this package's own
+code, and whatever starts it at boot.
+
+The code is this package itself as it runs now, copied, so that boot and rollback apply a document by the same
+backends as the module that wrote it. It is started in Python's isolated mode: neither the environment nor the
+folder it is started in has a say in what is loaded.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import _netlink
+from ._core import Change, HostError, PlainBackend, Plan, Runner
+from ._files import read_text, remove_file, write_text
+
+LIBRARY = "/usr/local/lib/culvert"
+PACKAGE = "culvert_host"
+STARTER = "run.py"
+#: While it is there a change is not decided yet, and the code may still be needed to undo it.
+PENDING = "/var/lib/culvert/pending"
+SERVICE = "culvert-network"
+UNIT_NAME = f"{SERVICE}.service"
+UNIT_PATH = f"/etc/systemd/system/{UNIT_NAME}"
+SCRIPT_PATH = f"/etc/init.d/{SERVICE}"
+_HEADER = "# Managed by culvert.vpn: changes made here are lost at the next run.\n"
+# The package as seen from itself: in an archive of Ansible's, in a checkout, or on a host.
+_OWN = __name__.rpartition(".")[0]
+_IMPORT = re.compile(r"^\s*from \.(?:(\w+) import| import (\w+(?:, \w+)*))", re.MULTILINE)
+_ENTRY = "_guard"
+
+#: Before the network, so that nothing leaves past the tunnel in between; after what loads rule sets and would
+#: wipe ours.
+UNIT = """\
+[Unit]
+Description=TUN devices, routes and firewall chains of the culvert.vpn tunnel
+DefaultDependencies=no
+After=local-fs.target systemd-sysctl.service systemd-tmpfiles-setup-dev.service
+After=netfilter-persistent.service nftables.service ufw.service
+Before=network-pre.target docker.service shutdown.target
+Wants=network-pre.target
+Conflicts=shutdown.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=@COMMAND@
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+#: The same order in the words of the LSB. Nothing is done at stop: the kernel's state ends with the kernel.
+LSB_SCRIPT = f"""\
+### BEGIN INIT INFO
+# Provides:          {SERVICE}
+# Required-Start:    $local_fs
+# Required-Stop:
+# Should-Start:      procps kmod netfilter-persistent nftables ufw
+# X-Start-Before:    networking docker
+# Default-Start:     S
+# Default-Stop:
+# Short-Description: TUN devices, routes and firewall chains of the culvert.vpn tunnel
+### END INIT INFO
+
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH
+
+case "$1" in
+start | restart | reload | force-reload) exec @COMMAND@ ;;
+stop | status) exit 0 ;;
+*)
+    echo "usage: $0 start|stop|restart|force-reload|status" >&2
+    exit 2
+    ;;
+esac
+"""
+
+OPENRC_SCRIPT = """\
+description="TUN devices, routes and firewall chains of the culvert.vpn tunnel"
+
+depend() {
+    need localmount
+    after sysctl modules iptables ip6tables nftables ufw
+    before net docker
+}
+
+start() {
+    ebegin "Applying the documents of culvert.vpn"
+    @COMMAND@
+    eend $?
+}
+"""
+
+
+def command(folder: str, *words: str) -> list[str]:
+    """How the code below ``folder`` is started."""
+    return [sys.executable or "/usr/bin/python3", "-IB", f"{folder}/{STARTER}", *words]
+
+
+def package_files() -> dict[str, str]:
+    """The text of each file of the code, by its path below the folder it is installed in.
+
+    These are what the entry point imports, directly or not. Works from a folder and from the archive in which
+    Ansible sends a module to a host.
+    """
+    files = {STARTER: _starter()}
+    waiting = [_ENTRY]
+    while waiting:
+        name = waiting.pop()
+        path = f"{PACKAGE}/{name}.py"
+        if path not in files:
+            files[path] = text = _source(name)
+            for module, names in _IMPORT.findall(text):
+                waiting += [module] if module else names.split(", ")
+    return dict(sorted(files.items()))
+
+
+def _source(name: str) -> str:
+    # Named here once, so that whoever packs a module's code finds it: only a copy of it ever runs.
+    from ._guard import main
+
+    found = importlib.util.find_spec(f"{_OWN}.{name}")
+    loader: Any = found.loader if found else None
+    text = loader.get_source(found.name) if found and hasattr(loader, "get_source") else None
+    if not text:
+        raise HostError(f"cannot read the source of {name} beside {main.__module__}")
+    return str(text)
+
+
+def _starter() -> str:
+    """Isolated mode does not look where the module found its library when that is a user's own folder."""
+    library = _netlink.pyroute2_folder()
+    lines = [
+        '"""Starts the part of culvert.vpn that lives on this host."""',
+        "import os",
+        "import sys",
+        "",
+        "sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))",
+        *([f"sys.path.append({library!r})"] if library else []),
+        f"from {PACKAGE}.{_ENTRY} import main",
+        "",
+        "raise SystemExit(main(sys.argv[1:]))",
+    ]
+    return _HEADER + "\n".join(lines) + "\n"
+
+
+def init_system() -> str:
+    """``systemd``, ``openrc``, ``sysv``, or empty when nothing is known that starts things at boot."""
+    if os.path.isdir("/run/systemd/system"):
+        return "systemd"
+    if shutil.which("rc-update") and shutil.which("openrc-run"):
+        return "openrc"
+    # Debian has update-rc.d everywhere; only sysv-rc has something that runs the scripts.
+    if shutil.which("update-rc.d") and os.path.exists("/etc/init.d/rc"):
+        return "sysv"
+    return ""
+
+
+@dataclass
+class Observed:
+    """Texts of the files that are or should be there, by path, and whether the boot starts it."""
+
+    files: dict[str, str | None] = field(default_factory=dict)
+    enabled: bool = False
+
+
+@dataclass(frozen=True)
+class _Starter:
+    """How one init system is told: the file it wants, and the commands."""
+
+    path: str
+    mode: int
+    text: str
+    links: str
+    enable: tuple[list[str], ...]
+    disable: tuple[list[str], ...]
+    forget: tuple[list[str], ...] = ()
+
+
+def _starters(line: str) -> dict[str, _Starter]:
+    return {
+        "systemd": _Starter(
+            UNIT_PATH,
+            0o644,
+            _HEADER + UNIT.replace("@COMMAND@", line),
+            f"/etc/systemd/system/multi-user.target.wants/{UNIT_NAME}",
+            (["systemctl", "daemon-reload"], ["systemctl", "enable", UNIT_NAME]),
+            (["systemctl", "disable", UNIT_NAME],),
+            (["systemctl", "daemon-reload"],),
+        ),
+        "sysv": _Starter(
+            SCRIPT_PATH,
+            0o755,
+            "#!/bin/sh\n" + _HEADER + LSB_SCRIPT.replace("@COMMAND@", line),
+            f"/etc/rc?.d/S??{SERVICE}",
+            (["update-rc.d", SERVICE, "defaults"],),
+            (["update-rc.d", "-f", SERVICE, "remove"],),
+        ),
+        "openrc": _Starter(
+            SCRIPT_PATH,
+            0o755,
+            "#!/sbin/openrc-run\n" + _HEADER + OPENRC_SCRIPT.replace("@COMMAND@", line),
+            f"/etc/runlevels/*/{SERVICE}",
+            (["rc-update", "add", SERVICE, "boot"],),
+            (["rc-update", "delete", SERVICE, "boot"],),
+        ),
+    }
+
+
+class InstalledCode(PlainBackend):
+    """The code and its start at boot; see :class:`_core.Backend`.
+
+    Taking it away is planned like anything else, but put off as long as a transaction is pending, whose way
+    back may lead through a reboot: :func:`_transaction.confirm` does it then.
+    """
+
+    def __init__(self, present: bool, run: Runner) -> None:
+        super().__init__()
+        self.present = present
+        self._run = run
+        line = " ".join(command(LIBRARY, "boot"))
+        self._starter = _starters(line).get(init_system())
+        if present and self._starter is None:
+            self.warnings.append(
+                "this host runs no init system that this collection knows (systemd, sysv-rc, OpenRC): after "
+                f"a reboot its documents are applied only when you have this run before the network: {line}"
+            )
+
+    def _wanted_files(self) -> dict[str, str]:
+        if not self.present:
+            # Nor can the code be read any more when it is what has just been removed that runs.
+            return {}
+        files = {f"{LIBRARY}/{name}": text for name, text in package_files().items()}
+        if self._starter is not None:
+            files[self._starter.path] = self._starter.text
+        return files
+
+    def observe(self) -> Observed:
+        paths = {*self._wanted_files(), *_existing_code()}
+        paths |= {self._starter.path} if self._starter is not None else set()
+        enabled = self._starter is not None and bool(glob.glob(self._starter.links))
+        return Observed({path: read_text(path) for path in sorted(paths)}, enabled)
+
+    def blank(self) -> Observed:
+        return self.observe()
+
+    def plan(self, observed: Observed) -> Plan:
+        return self._plan_present(observed) if self.present else self._plan_absent(observed)
+
+    def _plan_present(self, observed: Observed) -> Plan:
+        wanted = self._wanted_files()
+        starter = self._starter
+        plan: Plan = []
+        # Our own code is not worth a screenful of diff: that it changes is enough.
+        code = {path: text for path, text in wanted.items() if path.startswith(f"{LIBRARY}/")}
+        found = {p: t for p, t in observed.files.items() if p.startswith(f"{LIBRARY}/") and t is not None}
+        if found != code:
+            before = "another version of the collection's code" if found else None
+            plan.append(Change(LIBRARY, before, "this version of the collection's code", "code", code))
+        if starter is not None:
+            before = observed.files.get(starter.path)
+            if before != starter.text:
+                plan.append(Change(starter.path, before, starter.text, "start_file"))
+            if not observed.enabled or before != starter.text:
+                plan.append(Change(f"{SERVICE} at boot", observed.enabled, True, "enable"))
+        return plan
+
+    def _plan_absent(self, observed: Observed) -> Plan:
+        starter = self._starter
+        plan: Plan = []
+        if starter is not None:
+            if observed.enabled:
+                plan.append(Change(f"{SERVICE} at boot", True, False, "disable"))
+            if observed.files.get(starter.path) is not None:
+                plan.append(Change(starter.path, observed.files[starter.path], None, "remove_start_file"))
+        if os.path.isdir(LIBRARY):
+            plan.append(Change(LIBRARY, "the collection's code", None, "remove_code"))
+        return plan
+
+    def apply(self, change: Change) -> None:
+        verbs = {
+            "code": self._write_code,
+            "start_file": self._write_start_file,
+            "enable": self._enable,
+            "disable": self._disable,
+            "remove_start_file": self._remove_start_file,
+            "remove_code": self._remove_code,
+        }
+        if not is_put_off(change):
+            verbs[change.action](change)
+
+    def _write_code(self, change: Change) -> None:
+        install(LIBRARY, change.data)
+        for path in _existing_code() - set(change.data):
+            remove_file(path)
+
+    def _write_start_file(self, change: Change) -> None:
+        if self._starter is not None:
+            write_text(self._starter.path, self._starter.text, mode=self._starter.mode)
+
+    def _enable(self, change: Change) -> None:
+        self._commands(self._starter.enable if self._starter else ())
+
+    def _disable(self, change: Change) -> None:
+        self._commands(self._starter.disable if self._starter else ())
+
+    def _remove_start_file(self, change: Change) -> None:
+        if self._starter is not None:
+            remove_file(self._starter.path)
+            self._commands(self._starter.forget)
+
+    def _remove_code(self, change: Change) -> None:
+        try:
+            shutil.rmtree(LIBRARY)
+        except OSError as error:
+            raise HostError(f"cannot remove {LIBRARY}: {error.strerror}") from None
+
+    def _commands(self, commands: tuple[list[str], ...]) -> None:
+        for words in commands:
+            code, _out, err = self._run(words, "")
+            if code:
+                raise HostError(f"`{' '.join(words)}` failed: {err.strip()}")
+
+    def report(self, observed: Observed) -> dict[str, Any]:
+        return {"library": LIBRARY}
+
+
+def is_put_off(change: Change) -> bool:
+    """Whether a change takes away the code while a transaction may need it still."""
+    items = {LIBRARY, UNIT_PATH, SCRIPT_PATH, f"{SERVICE} at boot"}
+    return change.item in items and not change.after and os.path.isdir(PENDING)
+
+
+def _existing_code() -> set[str]:
+    return {*glob.glob(f"{LIBRARY}/*.py"), *glob.glob(f"{LIBRARY}/{PACKAGE}/*.py")}
+
+
+def install(folder: str, files: dict[str, str]) -> None:
+    """Write the code; ``files`` by full path. The start comes last, so that it never finds half of it.
+
+    :raises HostError: the file system refused.
+    """
+    for path in sorted(files, key=lambda path: (path == f"{folder}/{STARTER}", path)):
+        write_text(path, files[path], mode=0o644)

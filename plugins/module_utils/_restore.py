@@ -1,0 +1,196 @@
+# Copyright (c) 2026, Culvert contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
+# Do not use this from other collections or standalone plugins/modules!
+
+"""Puts a host back into the state it had before a transaction, and ends the transaction either way.
+
+What goes back is the previous document, and what the transaction took from others. When a part fails the
+others still have their turn; what could not be restored is said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from . import _pending, _processes, _snapshot, _store
+from ._core import HostError, Runner, SpecError
+from ._document import Document
+from ._host_network import HostNetwork, Part
+from ._installed import InstalledCode, is_put_off
+from ._lock import host_lock
+from ._pending import Transaction
+
+# A step may only work after one that comes later in the plan: a second pass makes up for it.
+_PASSES = 3
+
+
+def rollback(transaction: Transaction, reason: str, run: Runner) -> dict[str, Any]:
+    """Undo the transaction and say what became of it. One that is committed already is finished instead.
+
+    :raises HostError: the transaction's folder cannot be removed.
+    """
+    with host_lock():
+        # First of all: what follows must not fail because the disk is full.
+        _pending.free_ballast()
+        if is_committed(transaction):
+            return finish(transaction, run)
+        seen = progress()
+        problems: list[str] = []
+        with _going_on(problems):
+            _snapshot.give_names_back(transaction.snapshot, _made(), _own_names(transaction))
+        problems += restore_document(transaction, run)
+        with _going_on(problems):
+            _snapshot.put_back(transaction.snapshot)
+        left: list[str] = []
+        with _going_on(problems):
+            left = _snapshot.differences(transaction.snapshot)
+        outcome = {
+            "id": transaction.id,
+            "name": transaction.name,
+            "state": "rolled_back",
+            "reason": reason,
+            "problems": [*dict.fromkeys([*problems, *left])],
+            **seen,
+        }
+        with contextlib.suppress(HostError):
+            _pending.write_outcome(outcome)
+        _end(transaction, run)
+        return outcome
+
+
+def in_words(outcome: Mapping[str, Any]) -> str:
+    if outcome.get("state") == "confirmed":
+        return "the change was confirmed"
+    problems = outcome.get("problems") or []
+    if problems:
+        return f"the host was put back as it was before, but for: {'; '.join(problems)}"
+    return "the host has its previous state back"
+
+
+def is_committed(transaction: Transaction) -> bool:
+    """Whether the store has the next document already, and only the end of the transaction is missing."""
+    stored = _store.load(transaction.name)
+    if transaction.next.is_empty:
+        return transaction.generation > 0 and stored is None
+    return (
+        stored is not None
+        and stored.generation > transaction.generation
+        and stored.document.sha256 == transaction.next.sha256
+    )
+
+
+def commit(transaction: Transaction) -> None:
+    """:raises HostError: the file system refused."""
+    if transaction.next.is_empty:
+        _store.remove(transaction.name)
+    else:
+        _store.save(transaction.next)
+
+
+def finish(transaction: Transaction, run: Runner) -> dict[str, Any]:
+    """End a transaction that is committed."""
+    seen = progress()
+    _end(transaction, run)
+    return {"id": transaction.id, "name": transaction.name, "state": "confirmed", "reason": "", **seen}
+
+
+def _end(transaction: Transaction, run: Runner) -> None:
+    _processes.disarm(transaction, run)
+    _pending.remove()
+    if not _store.names():
+        code = InstalledCode(False, run)
+        for change in code.plan(code.observe()):
+            code.apply(change)
+
+
+def progress() -> dict[str, Any]:
+    """What the journal says: how many steps were done, which came last, and after which the way changed."""
+    items: dict[int, str] = {}
+    done: set[int] = set()
+    blame = ""
+    for line in _pending.journal():
+        if "step" in line:
+            items[line["step"]] = str(line.get("item", ""))
+        elif "done" in line:
+            done.add(line["done"])
+            if line.get("lifeline") and not blame:
+                blame = f"{items.get(line['done'], '')}: since then {line['lifeline']}"
+    last = items[max(items)] if items else ""
+    return {"steps_done": len(done), "step": last, "blame": blame}
+
+
+def _made() -> dict[str, int]:
+    """Devices that the transaction made, by name, with their index: it stays when the name does not."""
+    made: dict[str, int] = {}
+    for line in _pending.journal():
+        made.update(line.get("made") or {})
+    return made
+
+
+def _own_names(transaction: Transaction) -> set[str]:
+    documents = [document for document in (transaction.next, transaction.previous) if document is not None]
+    return {device.name for document in documents for device in document.devices}
+
+
+def restore_document(transaction: Transaction, run: Runner) -> list[str]:
+    """Apply the previous document over whatever there is of the next one; what went wrong, in words."""
+    previous = transaction.previous or Document.empty(transaction.name)
+    try:
+        return apply_each(previous, transaction.next, run)
+    except (HostError, SpecError) as error:
+        return [str(error)]
+
+
+def apply_each(document: Document, previous: Document | None, run: Runner) -> list[str]:
+    """Lead the host to ``document``; a part that fails does not keep the others from it.
+
+    :return: what went wrong, in words.
+    :raises HostError, SpecError: nothing at all can be done on this host.
+    """
+    network = HostNetwork(document, previous, run)
+    problems: list[str] = []
+    for _pass in range(_PASSES):
+        problems = []
+        if not _one_pass(network, problems):
+            break
+    return problems
+
+
+def _one_pass(network: HostNetwork, problems: list[str]) -> bool:
+    """Whether another pass may get further."""
+    try:
+        plan = [change for change in network.plan(network.observe()) if not is_put_off(change)]
+    except (HostError, SpecError):
+        # Something cannot be read or planned: then each part by itself, as the host is when its turn comes.
+        for part in network.parts:
+            _part_alone(part, problems)
+        return False
+    for change in plan:
+        with _going_on(problems):
+            network.apply(change)
+    return bool(plan)
+
+
+def _part_alone(part: Part, problems: list[str]) -> None:
+    with _going_on(problems):
+        backend = part.backend
+        for change in backend.plan(backend.observe()):
+            if not is_put_off(change):
+                with _going_on(problems):
+                    backend.apply(change)
+
+
+@contextlib.contextmanager
+def _going_on(problems: list[str]) -> Iterator[None]:
+    """Whatever goes wrong with one thing, the next ones still have to have their turn."""
+    try:
+        yield
+    except (HostError, SpecError) as error:
+        problems.append(str(error))
+    except Exception as error:
+        problems.append(f"{type(error).__name__}: {error}")
