@@ -11,8 +11,9 @@ Five questions to the routing as it is and as it would be: do answers to the con
 tunnel, do the tunnel's own packets, do the host's other networks and its gateways stay where they are, and is
 the mark free. What is so already is no refusal, so that the same document can be applied again.
 
-A rule with a selector that the model does not know (``_fib.outcomes``) never refuses; where it could lead
-astray, there is a warning, and the confirmation of the change tells.
+Where it depends on a rule with a selector that the model does not know (``_fib.outcomes``) whether answers
+to the controller stay outside, there is a warning and no refusal: the confirmation of the change tells. The
+other questions are asked for packets that such rules are not about.
 """
 
 from __future__ import annotations
@@ -145,21 +146,19 @@ def _controller(case: _Case) -> Iterator[_Finding]:
         # The model misses something: the connection is there.
         return
     who = f"answers to the controller ({peer}, connected to {local})"
-    if _is_cut_off(case, before[-1], after[-1]):
+    cut_off = [route for route in after if _is_cut_off(case, before[-1], route)]
+    if cut_off == after:
         yield _Finding(
             case.option_of(after[-1]),
-            f"{who} would go {_words(after[-1])}; they go {_words(before[-1])} now. Leave out this "
-            "prefix, or keep the controller's network out of the tunnel by a rule before the tunnel's; the "
-            "chains of the role culvert.vpn.client do that for all connections from outside, by a mark",
+            f"{who} would go {_words(after[-1])}; they go {_words(before[-1])} now. Leave out this prefix, "
+            "or keep the controller's network out of the tunnel by a rule before the tunnel's; the chains of "
+            "the role culvert.vpn.client do that for all connections from outside, by a mark",
             "controller_in_tunnel",
         )
-    elif any(_is_cut_off(case, before[-1], route) and route not in before for route in after[:-1]):
+    elif any(route not in before for route in cut_off):
         unknown = "; ".join(str(rule) for rule in case.after.rules if is_conditional(rule))
-        yield _Finding(
-            "",
-            f"{who} may enter the tunnel: that depends on rules that cannot be judged here ({unknown})",
-            warning=True,
-        )
+        message = f"{who} may enter the tunnel: that depends on rules that cannot be judged here ({unknown})"
+        yield _Finding("", message, "controller_in_tunnel", warning=True)
 
 
 def _is_cut_off(case: _Case, before: Route | None, after: Route | None) -> bool:

@@ -48,7 +48,7 @@ def ask_kernel(ipr: Any, names: dict[int, str], question: Mapping[str, Any]) -> 
     try:
         message = ipr.route("get", **arguments)[0]
     except netlink_error() as error:
-        return ["error", errno.errorcode[error.code]]  # type: ignore[attr-defined]
+        return ["error", errno.errorcode[error.code]]
     return describe(kernel._route_of(message, version, names))
 
 
