@@ -34,7 +34,7 @@ from typing import Any
 from ._core import HostError, Plan, SpecError
 from ._document import Document
 from ._files import read_text, write_text
-from ._installed import PENDING, install, package_files
+from ._installed import PACKAGE, PENDING, package_files
 
 TRANSACTION = f"{PENDING}/transaction.json"
 JOURNAL = f"{PENDING}/journal.jsonl"
@@ -109,8 +109,12 @@ def create(transaction: Transaction) -> None:
         _write(f"{folder}/transaction.json", _text_of(transaction))
         for name in ("journal.jsonl", WORKER, GUARD):
             _write(f"{folder}/{name}", "")
-        code = f"{folder}/code"
-        install(code, {f"{code}/{name}": text for name, text in package_files().items()})
+        if transaction.guarded:
+            os.makedirs(f"{folder}/code/{PACKAGE}", 0o700)
+            for name, text in package_files().items():
+                # Need not outlive a power cut: the boot has the installed code.
+                with open(f"{folder}/code/{name}", "w", encoding="utf-8") as stream:
+                    stream.write(text)
         os.rename(folder, PENDING)
         _sync(_PARENT)
     except OSError as error:

@@ -94,9 +94,17 @@ def commit(transaction: Transaction) -> None:
 
 def finish(transaction: Transaction, run: Runner) -> dict[str, Any]:
     """End a transaction that is committed."""
-    seen = progress()
+    stored = _store.load(transaction.name)
+    outcome = {
+        "id": transaction.id,
+        "name": transaction.name,
+        "state": "confirmed",
+        "reason": "",
+        "generation": stored.generation if stored else 0,
+        **progress(),
+    }
     _end(transaction, run)
-    return {"id": transaction.id, "name": transaction.name, "state": "confirmed", "reason": "", **seen}
+    return outcome
 
 
 def _end(transaction: Transaction, run: Runner) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -269,3 +269,19 @@ def status(identifier: str, run: Runner) -> dict[str, Any]:
         "reason": "",
         **progress,
     }
+
+
+def settle(params: Mapping[str, Any], run: Runner, check_mode: bool) -> dict[str, Any]:
+    """What the module ``network_commit`` does and returns.
+
+    :raises HostError: as :func:`confirm` and :func:`rollback`.
+    """
+    identifier = str(params.get("transaction") or "")
+    state = "status" if check_mode else params["state"]
+    before = status(identifier, run)
+    after = before
+    if state == "confirmed":
+        after = confirm(before["id"], run)
+    elif state == "rolled_back":
+        after = rollback(before["id"], "it was undone by hand", run)
+    return {"changed": before["state"] != after["state"], "commit": after}
