@@ -59,6 +59,28 @@ def test_every_default_is_used(role: Path) -> None:
         assert uses > 1, f"{name} is a variable that does nothing"
 
 
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: str(role.name))
+def test_a_role_gives_a_host_one_document(role: Path) -> None:
+    """One task makes it and one undoes it: what boot, rollback and teardown apply is all that there is."""
+    tasks = {path.stem: load(path) for path in sorted((role / "tasks").glob("*.yml"))}
+    used = {
+        (name, key) for name, items in tasks.items() for task in items for key in task if "culvert" in key
+    }
+    parts = {"tun_device", "routing_table", "iptables_chain", "sysctl_settings"}
+    assert not {key for _name, key in used} & {f"culvert.vpn.{part}" for part in parts}
+    documents = [
+        (name, task["culvert.vpn.host_network"])
+        for name, items in tasks.items()
+        for task in items
+        if "culvert.vpn.host_network" in task
+    ]
+    assert len({options["name"] for _name, options in documents}) == 1
+    states = [options.get("state", "present") for _name, options in documents]
+    assert sorted(set(states)) == sorted(states)
+    assert {"present", "absent"} <= set(states)
+    assert all("relay_confirm" in options["confirm"] for _name, options in documents)
+
+
 def test_the_readmes_tables_are_those_of_the_specs() -> None:
     command = [sys.executable, str(ROOT / "tools" / "role_readmes.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
