@@ -130,15 +130,21 @@ def package_files() -> dict[str, str]:
     return dict(sorted(files.items()))
 
 
-def _source(name: str) -> str:
-    # Named here once, so that whoever packs a module's code finds it: only a copy of it ever runs.
+def _for_packers() -> None:
+    """Never called. The entry point is named here once, so that whoever packs a module's code finds it: only
+    a copy of it ever runs, and loading it would cost each run a tenth of a second.
+    """
     from ._guard import main
 
+    main([])
+
+
+def _source(name: str) -> str:
     found = importlib.util.find_spec(f"{_OWN}.{name}")
     loader: Any = found.loader if found else None
     text = loader.get_source(found.name) if found and hasattr(loader, "get_source") else None
     if not text:
-        raise HostError(f"cannot read the source of {name} beside {main.__module__}")
+        raise HostError(f"cannot read the source of {name} beside {__name__}")
     return str(text)
 
 

@@ -11,8 +11,7 @@ result.
 
 from __future__ import annotations
 
-import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
@@ -27,8 +26,7 @@ from ._core import (
     SpecError,
     diff_of,
 )
-from ._installed import PENDING
-from ._lock import host_lock
+from ._waiting import alone
 
 
 def runner_of(module: AnsibleModule) -> Runner:
@@ -49,8 +47,15 @@ def run_info(module: AnsibleModule, gather: Callable[[], dict[str, Any]]) -> Non
 
 
 def run_result(module: AnsibleModule, work: Callable[[], dict[str, Any]]) -> None:
-    """Return what ``work`` returns. Ends the module in every case."""
-    _ending(module, work)
+    """Return what ``work`` returns, its ``warnings`` as such. Ends the module in every case."""
+
+    def warned() -> dict[str, Any]:
+        result = work()
+        for warning in result.pop("warnings", []):
+            module.warn(warning)
+        return result
+
+    _ending(module, warned)
 
 
 def run_module(module: AnsibleModule, make: Callable[[], Backend], locked: bool = True) -> None:
@@ -75,7 +80,7 @@ def _ending(module: AnsibleModule, work: Callable[[], dict[str, Any]]) -> None:
 
 def _run(module: AnsibleModule, make: Callable[[], Backend], locked: bool) -> dict[str, Any]:
     backend = make()
-    with _exclusive(module) if locked and not module.check_mode else nullcontext():
+    with alone(runner_of(module)) if locked and not module.check_mode else nullcontext():
         observed = _observe(module, backend)
         plan = backend.plan(observed)
         if isinstance(backend, Rehearsing):
@@ -88,16 +93,6 @@ def _run(module: AnsibleModule, make: Callable[[], Backend], locked: bool) -> di
     for warning in backend.warnings:
         module.warn(warning)
     return {"changed": bool(plan), "diff": diff_of(plan), **backend.report(observed)}
-
-
-def _exclusive(module: AnsibleModule) -> AbstractContextManager[None]:
-    """The host's lock, with nobody's change of the network under way."""
-    if not os.path.isdir(PENDING):
-        return host_lock()
-    # Here and not above: most runs need none of it.
-    from ._transaction import exclusive
-
-    return exclusive(runner_of(module))
 
 
 def _observe(module: AnsibleModule, backend: Backend) -> Any:

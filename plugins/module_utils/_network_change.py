@@ -17,12 +17,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import _firewall, _lifeline, _refusals, _store, _transaction
+from . import _firewall, _store
 from ._core import Change, Plan, Runner, SpecError, diff_of
 from ._document import Document, refuse_what_is_anothers
-from ._host_network import HostNetwork, risky
+from ._host_network import CachingRunner, HostNetwork, risky
 from ._options import Options
 from ._store import Stored
+from ._waiting import alone
 
 #: Refusals that can be overridden.
 ALLOWANCES = ("controller_in_tunnel", "overlap", "gateway_hidden", "mark_taken")
@@ -31,7 +32,7 @@ _TIMEOUT_MIN_S, _TIMEOUT_MAX_S = 10, 3600
 
 
 class NetworkChange:
-    """One run of the module.
+    """One run of the module. A run without a change does not load what a change needs.
 
     :raises SpecError: an option is malformed.
     """
@@ -51,7 +52,7 @@ class NetworkChange:
         if self._state == "absent":
             wished = {"leftovers": wished}
         self._listed = Document.from_params({"name": self._name, **wished})
-        self._run = run
+        self._run = CachingRunner(run)
         self._check_mode = check_mode
         self._warnings: list[str] = []
 
@@ -62,7 +63,7 @@ class NetworkChange:
         """
         if self._check_mode:
             return self._work()
-        with _transaction.exclusive(self._run):
+        with alone(self._run):
             return self._work()
 
     def _work(self) -> dict[str, Any]:
@@ -70,12 +71,13 @@ class NetworkChange:
         previous = stored.document if stored else None
         document = self._wish()
         network = HostNetwork(document, previous, self._run, self._check_mode)
-        plan = network.plan(network.observe())
         record = _record(document, stored)
-        if plan or record:
-            self._refuse(document, previous)
-            network.rehearse(plan)
-        self._warn([*network.warnings, *_firewall.warnings(document, self._run)])
+        with self._run.caching():
+            plan = network.plan(network.observe())
+            if plan or record:
+                self._refuse(document, previous)
+            self._warn([*network.warnings, *_firewall.warnings(document, self._run)])
+        network.rehearse(plan)
         result = {
             "changed": bool(plan or record),
             "diff": diff_of([*plan, *record]),
@@ -106,6 +108,8 @@ class NetworkChange:
             return
         others = [stored.document for stored in _store.load_all() if stored.document.name != document.name]
         refuse_what_is_anothers(document, others)
+        from . import _refusals
+
         facts = _refusals.observe(self._run, document)
         self._warn(_refusals.check(document, previous, facts, self._allow))
 
@@ -116,7 +120,11 @@ class NetworkChange:
         document = network.document
         if not plan:
             return {"generation": _put_in_force(document)}
+        from . import _lifeline, _transaction
+
         guarded = self._needs_confirmation(plan)
+        with _transaction.exclusive(self._run):  # which also sweeps up after a run that was killed
+            pass
         transaction = _transaction.begin(
             next=document,
             previous=previous,

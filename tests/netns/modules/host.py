@@ -4,7 +4,7 @@
 """A host in a network namespace, with directories of its own where the modules write, and the modules run as
 Ansible runs them: a process that gets its arguments as JSON.
 
-    pytest ── nsenter ──> [ host: lo; /var/lib, /run, /etc/iproute2 of its own ]
+    pytest ── nsenter ──> [ host: lo; folders of its own where the modules write (_OWN) ]
 """
 
 from __future__ import annotations
@@ -29,10 +29,19 @@ PREFIX = "cvtm"
 TIMEOUT_S = 60
 
 # All of a host's network state and of the files that the modules may write.
-_SNAPSHOT = """ ip -d link; ip addr; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all
-iptables-nft-save; ip6tables-nft-save; iptables-legacy-save; ip6tables-legacy-save; nft list ruleset find
-/var/lib /run /etc/iproute2 -type f -exec sha256sum {} + | sort -k2; find /var/lib /run /etc/iproute2 | sort
+_SNAPSHOT = """
+ip -d link; ip addr; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all
+iptables-nft-save; ip6tables-nft-save; iptables-legacy-save; ip6tables-legacy-save; nft list ruleset
+find {paths} -type f -exec sha256sum {{}} + | sort -k2; find {paths} | sort
 """
+# What a host of a test has to itself, by the name of the folder behind it.
+_OWN = {
+    "lib": "/var/lib",
+    "run": "/run",
+    "iproute2": "/etc/iproute2",
+    "sysctl.d": "/etc/sysctl.d",
+    "local": "/usr/local/lib",
+}
 _COUNTERS = re.compile(r"\[\d+:\d+\]|packets \d+ bytes \d+|^# (Generated|Completed).*$", re.MULTILINE)
 
 _RELAY = """
@@ -96,16 +105,11 @@ class Host:
         self.name = f"{PREFIX}{os.getpid()}-{next(self._numbers)}"
         self.directory = directory
         self._processes: list[subprocess.Popen[str]] = []
-        for own in ("lib", "run", "iproute2"):
+        for own in _OWN:
             (directory / own).mkdir()
         shutil.copytree("/etc/iproute2", directory / "iproute2", dirs_exist_ok=True)
         subprocess.run(["ip", "netns", "add", self.name], check=True)
-        binds = [
-            (directory / "lib", "/var/lib"),
-            (directory / "run", "/run"),
-            (directory / "iproute2", "/etc/iproute2"),
-        ]
-        mounts = "; ".join(f"mount --bind {source} {target}" for source, target in binds)
+        mounts = "; ".join(f"mount --bind {directory / own} {target}" for own, target in _OWN.items())
         script = f"set -e; {mounts}; ip link set lo up; echo ready; exec sleep infinity"
         command = ["ip", "netns", "exec", self.name, "unshare", "--mount", "sh", "-c", script]
         self._holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -184,7 +188,7 @@ class Host:
 
     def snapshot(self) -> str:
         """The whole state, without counters and times."""
-        return _COUNTERS.sub("", self.sh(_SNAPSHOT))
+        return _COUNTERS.sub("", self.sh(_SNAPSHOT.format(paths=" ".join(_OWN.values()))))
 
     def json(self, *argv: str) -> Any:
         return json.loads(self.run(*argv) or "[]")
