@@ -14,6 +14,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[4]
 MODULES = sorted((ROOT / "plugins" / "modules").glob("*.py"))
+ACTIONS = sorted((ROOT / "plugins" / "action").glob("*.py"))
 UTILITIES = sorted((ROOT / "plugins" / "module_utils").glob("*.py"))
 
 
@@ -58,6 +59,12 @@ def test_a_module_is_a_thin_shell_in_the_one_order(module: Path) -> None:
     positions = [text.index(mark) for mark in marks]
     assert positions == sorted(positions)
     assert "supports_check_mode=True" in text
+
+
+@pytest.mark.parametrize("path", ACTIONS, ids=lambda path: path.stem)
+def test_an_action_is_documented_where_people_look_for_it(path: Path) -> None:
+    assert path.name in {module.name for module in MODULES}
+    assert "DOCUMENTATION" not in path.read_text()
 
 
 @pytest.mark.parametrize("path", UTILITIES, ids=lambda path: path.stem)
