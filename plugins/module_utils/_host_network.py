@@ -39,6 +39,7 @@ from ._iptables import Table, Tables
 from ._routing import RoutingState
 from ._routing_kernel import RoutingBackend
 from ._routing_spec import TableSpec
+from ._succession import has_moved
 from ._sysctl import SysctlSettings
 from ._tun import TunSpec
 from ._tun_kernel import TunBackend
@@ -137,7 +138,7 @@ class HostNetwork(PlainBackend):
             for n, spec in enumerate(_succession.with_resets(document, before))
         ]
         self._chains = [self._chain_part(f"chains[{n}]", spec) for n, spec in enumerate(document.chains)]
-        self._lost_tables = [self._table_part(-1, spec) for spec in _succession.lost_tables(document, before)]
+        self.lost_tables = [self._table_part(-1, spec) for spec in _succession.lost_tables(document, before)]
         self._lost_devices = [
             Part("device", "", TunBackend(spec, check_mode))
             for spec in _succession.lost_devices(document, before)
@@ -158,7 +159,7 @@ class HostNetwork(PlainBackend):
         stays = self._code.backend.present
         return [
             *([self._code] if stays else []),
-            *self._lost_tables,
+            *self.lost_tables,
             *early,
             *self._lost_devices,
             self._sysctls,
@@ -309,7 +310,8 @@ class _Planning:
     def __init__(self, network: HostNetwork, observed: HostState) -> None:
         self._network = network
         self._observed = observed
-        names = {part.backend.spec.name: part.backend.spec.id for part in network._tables}
+        self._wished: dict[str, TableSpec] = {table.name: table for table in network.document.tables}
+        names = {name: table.id for name, table in self._wished.items() if table.id is not None}
         self._routing = replace(observed.routing, names=names)
         self._tables: dict[str, dict[str, Tables]] = {}
         self.warnings: list[str] = []
@@ -372,6 +374,9 @@ class _Planning:
         return [_chain.sweeping(spec.family, spec.table, swept)] if swept else []
 
     def _table_plan(self, part: Part) -> Plan:
+        new = self._wished.get(part.backend.spec.name)
+        if part in self._network.lost_tables and new and has_moved(part.backend.spec, new, self._routing):
+            return []
         changes: Plan = part.backend.plan(self._routing)
         self.warnings += part.backend.warnings
         self._routing = _foresight.after_table(self._routing, part.backend.spec, changes)

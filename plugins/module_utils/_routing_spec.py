@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +56,8 @@ class TableSpec:
     rules: tuple[WishedRule, ...] = ()
     former_priorities: tuple[int, ...] = ()
     "What rule_priority was before: rules of ours in those windows are leftovers."
+    others_priorities: tuple[int, ...] = ()
+    "The rule_priority of other tables: what is in those windows is theirs."
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any], where: str = "") -> TableSpec:
@@ -86,9 +88,12 @@ class TableSpec:
 
     def owns_priority(self, priority: int) -> bool:
         """Whether a rule of our protocol number and this priority is this table's, now or from before."""
-        return any(
-            0 <= priority - start < RULE_WINDOW for start in (self.rule_priority, *self.former_priorities)
-        )
+        own = (self.rule_priority, *self.former_priorities)
+        return _in_windows(priority, own) and not _in_windows(priority, self.others_priorities)
+
+
+def _in_windows(priority: int, starts: Iterable[int]) -> bool:
+    return any(0 <= priority - start < RULE_WINDOW for start in starts)
 
 
 def _table_name(options: Options) -> str:

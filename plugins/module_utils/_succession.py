@@ -13,14 +13,19 @@ from dataclasses import replace
 
 from ._chain import ChainSpec
 from ._document import Document
-from ._routing_spec import TableSpec
+from ._routing import RoutingState
+from ._routing_spec import RULE_WINDOW, TableSpec
 from ._tun import TunSpec
 
 
 def with_former_priorities(document: Document, before: Document) -> list[TableSpec]:
     former = {table.name: table.rule_priority for table in before.tables}
     return [
-        replace(table, former_priorities=(former.get(table.name, table.rule_priority),))
+        replace(
+            table,
+            former_priorities=(former.get(table.name, table.rule_priority),),
+            others_priorities=_priorities_without(document, table.name),
+        )
         for table in document.tables
     ]
 
@@ -44,10 +49,38 @@ def lost_devices(document: Document, before: Document) -> list[TunSpec]:
 
 
 def lost_tables(document: Document, before: Document) -> list[TableSpec]:
+    """Also those that stay but have to leave their number or priorities to another table first."""
     stay = {table.name for table in document.tables}
     return [
-        replace(spec, present=False, routes=(), rules=()) for spec in before.tables if spec.name not in stay
+        replace(
+            spec,
+            present=False,
+            routes=(),
+            rules=(),
+            others_priorities=_priorities_without(document, spec.name),
+        )
+        for spec in before.tables
+        if spec.name not in stay or any(_displaces(table, spec) for table in document.tables)
     ]
+
+
+def _priorities_without(document: Document, name: str) -> tuple[int, ...]:
+    return tuple(table.rule_priority for table in document.tables if table.name != name)
+
+
+def _displaces(new: TableSpec, old: TableSpec) -> bool:
+    near = abs(new.rule_priority - old.rule_priority) < RULE_WINDOW
+    return new.name != old.name and (new.id == old.id or near)
+
+
+def has_moved(old: TableSpec, new: TableSpec, routing: RoutingState) -> bool:
+    """Whether a table that was to leave its number or priorities has left them already."""
+    if routing.own_id(new.name) != new.id:
+        return False
+    return not any(
+        rule.table == new.id and old.owns_priority(rule.priority) and rule.priority not in new.window
+        for rule in routing.rules
+    )
 
 
 def lost_chains(document: Document, before: Document) -> list[ChainSpec]:
