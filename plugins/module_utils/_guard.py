@@ -50,7 +50,7 @@ def apply(identifier: str, module: int) -> int:
                 reason = f"{type(error).__name__}: {error}"
             else:
                 return 0
-            _restore.rollback(transaction, reason, run_command)
+            _restore.rollback(transaction, reason)
     return 1
 
 
@@ -67,7 +67,9 @@ def _apply(transaction: Transaction) -> None:
     if _pending.items_of(plan) != transaction.items:
         raise HostError("somebody changed this host's network after the plan was made; run the play again")
     network.rehearse(plan)
-    watch = Lifeline(transaction.controller, transaction.next.fwmark) if risky(plan) else None
+    watch = (
+        Lifeline(transaction.controller, transaction.next.fwmark, transaction.local) if risky(plan) else None
+    )
     execute(transaction, network, plan, watch)
 
 
@@ -88,7 +90,7 @@ def _undo(identifier: str, patience_s: float) -> int:
         transaction = _pending.load(identifier)
         if transaction is None:
             return 0  # confirmed, or undone
-        outcome = _restore.rollback(transaction, cause_of_death(transaction), run_command)
+        outcome = _restore.rollback(transaction, cause_of_death(transaction))
     for problem in outcome.get("problems", []):
         sys.stderr.write(f"{problem}\n")
     return 1 if outcome.get("problems") else 0

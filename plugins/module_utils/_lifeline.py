@@ -84,10 +84,13 @@ class Lifeline:
     """Compares the way to the controller with what it was when this object was made.
 
     :param mark: of packets that the documents keep out of the tunnel; 0 for none.
+    :param local: the address of this host that the controller connected to; answers leave from it, and which
+        way they take, and what a reverse path filter thinks of it, depends on it.
     """
 
-    def __init__(self, peer: str, mark: int = 0) -> None:
+    def __init__(self, peer: str, mark: int = 0, local: str = "") -> None:
         self._peer = peer
+        self._local = local
         self._marks = sorted({0, mark})
         self._paths = self._look() if peer else {}
         self._answered = bool(peer) and self._answers()
@@ -107,21 +110,25 @@ class Lifeline:
         return "; ".join(found)
 
     def _look(self) -> dict[int, str]:
-        return {mark: path_to(self._peer, mark) for mark in self._marks}
+        return {mark: path_to(self._peer, mark, self._local) for mark in self._marks}
 
     def _answers(self) -> bool:
         try:
             version = ipaddress.ip_address(self._peer).version
-            return bool(ping(version, None, [self._peer], 1, _ECHO_TIMEOUT_S)[self._peer].round_trips_s)
+            return bool(
+                ping(version, self._local or None, [self._peer], 1, _ECHO_TIMEOUT_S)[self._peer].round_trips_s
+            )
         except (HostError, ValueError, OSError):
             return False
 
 
-def path_to(address: str, mark: int = 0) -> str:
+def path_to(address: str, mark: int = 0, source: str = "") -> str:
     """The kernel's answer to where a packet to ``address`` leaves, in words."""
     wish = {"dst": address, "family": FAMILIES[ipaddress.ip_address(address).version]}
     if mark:
         wish["mark"] = mark
+    if source:
+        wish["src"] = source
     try:
         with rtnetlink() as ipr, step(f"look up the route to {address}"):
             answer = ipr.route("get", **wish)[0]

@@ -125,14 +125,16 @@ class NetworkChange:
         guarded = self._needs_confirmation(plan)
         with _transaction.exclusive(self._run):  # which also sweeps up after a run that was killed
             pass
+        connection = _lifeline.controller()
         transaction = _transaction.begin(
             next=document,
             previous=previous,
             plan=plan,
-            controller=_lifeline.controller().peer,
+            controller=connection.peer,
             confirm_timeout_s=self._confirm_timeout_s,
             run=self._run,
             guarded=guarded,
+            local=connection.local,
         )
         if guarded:
             _transaction.launch(transaction, self._run)

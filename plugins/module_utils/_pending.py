@@ -56,6 +56,7 @@ class Transaction:
     :ivar items: the steps as they were shown.
     :ivar deadline_s: on CLOCK_BOOTTIME.
     :ivar generation: of ``previous``.
+    :ivar local: the address of this host that the controller connected to.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Transaction:
     guarded: bool
     generation: int = 0
     snapshot: Mapping[str, Any] = field(default_factory=dict)
+    local: str = ""
 
     @property
     def overdue_s(self) -> float:

@@ -51,7 +51,7 @@ def exclusive(run: Runner) -> Iterator[None]:
         with host_lock():
             transaction = _pending.load()
             if transaction is not None and not is_alive(transaction, run):
-                _restore.rollback(transaction, cause_of_death(transaction), run)
+                _restore.rollback(transaction, cause_of_death(transaction))
                 transaction = None
             if transaction is None:
                 _pending.discard_unfinished()
@@ -103,6 +103,7 @@ def begin(
     confirm_timeout_s: int,
     run: Runner,
     guarded: bool,
+    local: str = "",
 ) -> Transaction:
     """Write down what is to be done and how to undo it; with ``guarded``, arm the timer that undoes it.
 
@@ -128,6 +129,7 @@ def begin(
         guarded=guarded,
         generation=stored.generation if stored else 0,
         snapshot=_snapshot.take(_snapshot.settings_of(next, previous)),
+        local=local,
     )
     try:
         _pending.create(transaction)
@@ -196,8 +198,13 @@ def apply_here(transaction: Transaction, network: Backend, plan: Plan, run: Runn
         execute(transaction, network, plan)
     except (HostError, SpecError) as error:
         _own_life.close()
-        outcome = _restore.rollback(transaction, str(error), run)
+        outcome = _restore.rollback(transaction, str(error))
         raise HostError(f"{error}; {_restore.in_words(outcome)}") from None
+    except BaseException:
+        # AnsibleModule ends the process when it cannot run a command.
+        _own_life.close()
+        _restore.rollback(transaction, "the process that applied the change ended")
+        raise
 
 
 def confirm(identifier: str, run: Runner) -> dict[str, Any]:
@@ -211,7 +218,7 @@ def confirm(identifier: str, run: Runner) -> dict[str, Any]:
         if transaction is None:
             raise HostError(f"there is nothing to confirm: {_what_became_of(identifier)}")
         if not is_alive(transaction, run) and not _restore.is_committed(transaction):
-            outcome = _restore.rollback(transaction, cause_of_death(transaction), run)
+            outcome = _restore.rollback(transaction, cause_of_death(transaction))
             raise HostError(f"{outcome['reason']}; {_restore.in_words(outcome)}")
         if not _is_applied():
             raise HostError("the change is not done yet, so it cannot be confirmed")
@@ -220,9 +227,9 @@ def confirm(identifier: str, run: Runner) -> dict[str, Any]:
         try:
             _restore.commit(transaction)
         except HostError as error:
-            outcome = _restore.rollback(transaction, str(error), run)
+            outcome = _restore.rollback(transaction, str(error))
             raise HostError(f"{error}; {_restore.in_words(outcome)}") from None
-        return _restore.finish(transaction, run)
+        return _restore.finish(transaction)
 
 
 def rollback(identifier: str, reason: str, run: Runner) -> dict[str, Any]:
@@ -234,7 +241,7 @@ def rollback(identifier: str, reason: str, run: Runner) -> dict[str, Any]:
         transaction = _pending.load(identifier)
         if transaction is not None:
             _own_life.close()
-            return _restore.rollback(transaction, reason, run)
+            return _restore.rollback(transaction, reason)
     outcome = _pending.outcome_of(identifier)
     if outcome is None:
         raise HostError(f"there is nothing to undo: {_what_became_of(identifier)}")
@@ -257,7 +264,7 @@ def status(identifier: str, run: Runner) -> dict[str, Any]:
         with host_lock():
             transaction = _pending.load(identifier)
             if transaction is not None and not is_alive(transaction, run):
-                return _restore.rollback(transaction, cause_of_death(transaction), run)
+                return _restore.rollback(transaction, cause_of_death(transaction))
     if transaction is None:
         return _pending.outcome_of(identifier) or {"id": identifier, "state": "unknown"}
     progress = _restore.progress()
