@@ -48,9 +48,8 @@ def _undo_pending() -> list[str]:
             if transaction is None or is_alive(transaction, run_command):
                 _pending.discard_unfinished()
                 return []
-            return list(
-                _restore.rollback(transaction, cause_of_death(transaction), run_command).get("problems", [])
-            )
+            outcome = _restore.rollback(transaction, cause_of_death(transaction))
+            return list(outcome.get("problems", []))
     except (HostError, SpecError) as error:
         return [str(error)]
 
@@ -58,4 +57,4 @@ def _undo_pending() -> list[str]:
 def _apply(name: str) -> list[str]:
     with host_lock():
         stored = _store.load(name)
-        return [] if stored is None else _restore.apply_each(stored.document, None, run_command)
+        return [] if stored is None else _restore.apply_each(stored.document, None)

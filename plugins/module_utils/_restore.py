@@ -9,6 +9,9 @@
 
 What goes back is the previous document, and what the transaction took from others. When a part fails the
 others still have their turn; what could not be restored is said.
+
+Commands are run by subprocess even in a module's process: AnsibleModule's way of it ends the process when a
+command cannot be run, and this is not the moment to stop.
 """
 
 from __future__ import annotations
@@ -18,18 +21,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import _pending, _processes, _snapshot, _store
-from ._core import HostError, Runner, SpecError
+from ._core import HostError, SpecError
 from ._document import Document
 from ._host_network import HostNetwork, Part
 from ._installed import InstalledCode, is_put_off
 from ._lock import host_lock
 from ._pending import Transaction
+from ._processes import run_command
 
 # A step may only work after one that comes later in the plan: a second pass makes up for it.
 _PASSES = 3
 
 
-def rollback(transaction: Transaction, reason: str, run: Runner) -> dict[str, Any]:
+def rollback(transaction: Transaction, reason: str) -> dict[str, Any]:
     """Undo the transaction and say what became of it. One that is committed already is finished instead.
 
     :raises HostError: the transaction's folder cannot be removed.
@@ -38,12 +42,12 @@ def rollback(transaction: Transaction, reason: str, run: Runner) -> dict[str, An
         # First of all: what follows must not fail because the disk is full.
         _pending.free_ballast()
         if is_committed(transaction):
-            return finish(transaction, run)
+            return finish(transaction)
         seen = progress()
         problems: list[str] = []
         with _going_on(problems):
             _snapshot.give_names_back(transaction.snapshot, _made(), _own_names(transaction))
-        problems += restore_document(transaction, run)
+        problems += restore_document(transaction)
         with _going_on(problems):
             _snapshot.put_back(transaction.snapshot)
         left: list[str] = []
@@ -59,7 +63,7 @@ def rollback(transaction: Transaction, reason: str, run: Runner) -> dict[str, An
         }
         with contextlib.suppress(HostError):
             _pending.write_outcome(outcome)
-        _end(transaction, run)
+        _end(transaction)
         return outcome
 
 
@@ -92,7 +96,7 @@ def commit(transaction: Transaction) -> None:
         _store.save(transaction.next)
 
 
-def finish(transaction: Transaction, run: Runner) -> dict[str, Any]:
+def finish(transaction: Transaction) -> dict[str, Any]:
     """End a transaction that is committed."""
     stored = _store.load(transaction.name)
     outcome = {
@@ -103,15 +107,15 @@ def finish(transaction: Transaction, run: Runner) -> dict[str, Any]:
         "generation": stored.generation if stored else 0,
         **progress(),
     }
-    _end(transaction, run)
+    _end(transaction)
     return outcome
 
 
-def _end(transaction: Transaction, run: Runner) -> None:
-    _processes.disarm(transaction, run)
+def _end(transaction: Transaction) -> None:
+    _processes.disarm(transaction, run_command)
     _pending.remove()
     if not _store.names():
-        code = InstalledCode(False, run)
+        code = InstalledCode(False, run_command)
         for change in code.plan(code.observe()):
             code.apply(change)
 
@@ -145,22 +149,22 @@ def _own_names(transaction: Transaction) -> set[str]:
     return {device.name for document in documents for device in document.devices}
 
 
-def restore_document(transaction: Transaction, run: Runner) -> list[str]:
+def restore_document(transaction: Transaction) -> list[str]:
     """Apply the previous document over whatever there is of the next one; what went wrong, in words."""
     previous = transaction.previous or Document.empty(transaction.name)
     try:
-        return apply_each(previous, transaction.next, run)
+        return apply_each(previous, transaction.next)
     except (HostError, SpecError) as error:
         return [str(error)]
 
 
-def apply_each(document: Document, previous: Document | None, run: Runner) -> list[str]:
+def apply_each(document: Document, previous: Document | None) -> list[str]:
     """Lead the host to ``document``; a part that fails does not keep the others from it.
 
     :return: what went wrong, in words.
     :raises HostError, SpecError: nothing at all can be done on this host.
     """
-    network = HostNetwork(document, previous, run)
+    network = HostNetwork(document, previous, run_command)
     problems: list[str] = []
     for _pass in range(_PASSES):
         problems = []

@@ -25,7 +25,7 @@ from typing import Any
 
 from ._core import HostError
 from ._document import Document
-from ._files import read_text
+from ._files import read_text, remove_file, write_text
 from ._host import kernel_has_ipv6
 from ._kernel_things import (
     RTPROT_KERNEL,
@@ -40,12 +40,14 @@ from ._kernel_things import (
 )
 from ._netlink import rtnetlink, step
 from ._routes import PROTOCOL
-from ._sysctl import DRAGGED, PROC_SYS
+from ._rt_tables import DIRECTORY
+from ._sysctl import DRAGGED, PROC_SYS, STATE_DIR, SYSCTL_D
 
 # In this order they depend on each other.
 _KINDS = ("address", "route", "rule")
 # A route may need one that comes later in the list to reach its gateway.
 _PASSES = 3
+_OWN_FILES = (f"{STATE_DIR}/*.json", f"{SYSCTL_D}/90-culvert-*.conf", f"{DIRECTORY}/culvert-*.conf")
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,15 @@ def take(settings: Iterable[str] = ()) -> dict[str, Any]:
     return {
         "links": {str(index): vars(link) for index, link in _links().items()},
         "things": [[t.kind, base64.b64encode(encode(t)).decode()] for t in _things() if not t.is_kernels],
+        "files": _files(),
         "sysctls": {path: value for path in settings if (value := _setting(path)) is not None},
     }
+
+
+def _files() -> dict[str, str]:
+    """Our own small files with what was before us, which no document holds."""
+    found = {path: read_text(path) for pattern in _OWN_FILES for path in glob.glob(pattern)}
+    return {path: text for path, text in sorted(found.items()) if text is not None}
 
 
 def _families() -> list[int]:
@@ -153,6 +162,7 @@ def put_back(snapshot: Mapping[str, Any]) -> None:
                     stream.write(value + "\n")
             except OSError as error:
                 problems.append(f"cannot set {path} back to {value}: {error.strerror}")
+    _put_files_back(snapshot.get("files", {}), problems)
     wanted = _wanted(snapshot)
     for thing in _surplus(wanted):
         with _noting(problems):
@@ -169,6 +179,16 @@ def put_back(snapshot: Mapping[str, Any]) -> None:
         problems += refusals
     if problems:
         raise HostError("; ".join(problems))
+
+
+def _put_files_back(files: Mapping[str, str], problems: list[str]) -> None:
+    now = _files()
+    for path in sorted({*files, *now}):
+        with _noting(problems):
+            if path not in files:
+                remove_file(path)
+            elif now.get(path) != files[path]:
+                write_text(path, files[path], mode=0o644)
 
 
 @contextlib.contextmanager
@@ -231,6 +251,8 @@ def differences(snapshot: Mapping[str, Any]) -> list[str]:
     lost = [link["name"] for link in snapshot.get("links", {}).values() if link["name"] not in links]
     found = [f"the device {name} is gone" for name in lost]
     found += [f"the {thing} is missing" for thing in _missing(_wanted(snapshot)) if not _fleeting(thing)]
+    files, now = snapshot.get("files", {}), _files()
+    found += [f"{path} is not what it was" for path in {*files, *now} if files.get(path) != now.get(path)]
     for path, value in snapshot.get("sysctls", {}).items():
         live = _setting(path)
         if live not in (None, value):

@@ -10,7 +10,8 @@ Standard input is JSON: ``document`` (its options), ``timeout_s``, ``guarded``, 
 * ``begin``: killed right after it was begun
 * ``kill``: killed after ``steps`` steps, done in this process
 
-The printed JSON has ``id``, or ``error``; ``items`` are the plan's.
+With ``meddle``, the device goes before the worker starts. The printed JSON has ``id`` and the plan's
+``items``, or ``error``.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ def main(wish: dict[str, Any]) -> dict[str, Any]:
         )
         if wish["way"] == "begin":
             die()
+        if wish.get("meddle"):
+            run_command(["ip", "link", "del", "culvert0"], "")
         if wish["way"] == "launch":
             _transaction.launch(transaction, run_command)
         else:
