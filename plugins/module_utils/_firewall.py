@@ -107,16 +107,16 @@ def passages(document: Wanted) -> list[Passage]:
 
 #: Option of iptables: property of a packet, and nft's words for it.
 _WORDS = {
-    "-i": (("meta", "iifname"), 'iifname "{}"'),
-    "-o": (("meta", "oifname"), 'oifname "{}"'),
-    "-p": (("meta", "l4proto"), "meta l4proto {}"),
-    "--dport": (("{p}", "dport"), "{p} dport {}"),
-    "--ctstate": (("ct", "state"), "ct state {}"),
-    "--mark": (("meta", "mark"), "meta mark {}"),
-    "--icmp-type": (("icmp", "type"), "icmp type {}"),
-    "--icmpv6-type": (("icmpv6", "type"), "icmpv6 type {}"),
-    "-s": (None, "{ip} saddr {}"),
-    "-d": (None, "{ip} daddr {}"),
+    "-i": (("meta", "iifname"), 'iifname {not}"{}"'),
+    "-o": (("meta", "oifname"), 'oifname {not}"{}"'),
+    "-p": (("meta", "l4proto"), "meta l4proto {not}{}"),
+    "--dport": (("{p}", "dport"), "{p} dport {not}{}"),
+    "--ctstate": (("ct", "state"), "ct state {not}{}"),
+    "--mark": (("meta", "mark"), "meta mark {not}{}"),
+    "--icmp-type": (("icmp", "type"), "icmp type {not}{}"),
+    "--icmpv6-type": (("icmpv6", "type"), "icmpv6 type {not}{}"),
+    "-s": (None, "{ip} saddr {not}{}"),
+    "-d": (None, "{ip} daddr {not}{}"),
 }
 
 
@@ -132,8 +132,9 @@ def _passage(family: str, origin: str, rule: str) -> Passage:
         name, text = _WORDS[option]
         value = value.lower() if option == "--ctstate" else value
         negated = before == "!"
-        phrase = text.replace("{p}", protocol).replace("{ip}", _FAMILIES[family][0])
-        said[option] = phrase.replace("{}", f"!= {value}" if negated else value)
+        phrase = text.replace("{not}", "!= " if negated else "").replace("{p}", protocol)
+        nft_value = value.replace(":", "-") if option == "--dport" else value
+        said[option] = phrase.replace("{ip}", _FAMILIES[family][0]).replace("{}", nft_value)
         if name is not None and not negated:
             packet[name[0].replace("{p}", protocol), name[1]] = _value(option, value)
     if {"--dport", "--icmp-type", "--icmpv6-type"} & set(said):

@@ -36,7 +36,8 @@ _SYNONYMS = {
     ("ip6", "nexthdr"): ("meta", "l4proto"),
     ("th", "dport"): ("udp", "dport"),
 }
-# The libraries of firewalld, for hosts that have it but not the command nft.
+# What firewalld itself uses and runs by, for hosts that have it but not the command nft.
+_PYTHONS = ("/usr/bin/python3", "/usr/libexec/platform-python")
 _BY_LIBRARY = """
 import nftables
 nft = nftables.Nftables()
@@ -69,11 +70,11 @@ class Ruleset:
 
 def read(run: Runner) -> tuple[Ruleset, str]:
     """The host's rule set, and why it could not be read (empty when it could, or when there is none)."""
-    nft = find("nft")
+    nft, python = find("nft"), next(filter(None, map(find, _PYTHONS)), None)
     if nft is not None:
         code, out, err = run([nft, "--json", "list", "ruleset"], "")
-    elif find("firewalld") is not None and find("python3") is not None:
-        code, out, err = run([find("python3") or "", "-c", _BY_LIBRARY], "")
+    elif find("firewalld") is not None and python is not None:
+        code, out, err = run([python, "-c", _BY_LIBRARY], "")
     else:
         return Ruleset(), ""
     try:

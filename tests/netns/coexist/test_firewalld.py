@@ -31,6 +31,10 @@ def test_firewalld_on_nftables_is_told_of_by_commands_that_help(host: FirewallHo
     assert not host.hears()
 
     said, forgets = about_firewalls(done)
+    # Debian's firewalld does without the command nft.
+    host.sh("mv /usr/sbin/nft /usr/sbin/nft-away")
+    assert host.warned(document) == [said, forgets]
+    host.sh("mv /usr/sbin/nft-away /usr/sbin/nft")
     assert "table inet firewalld (filter_FORWARD, filter_INPUT)" in said
     assert "started or reloaded" in forgets
     host.network({"name": document["name"]}, state="absent")

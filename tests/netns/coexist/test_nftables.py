@@ -147,3 +147,23 @@ def test_rules_on_both_backends(host: FirewallHost) -> None:
     followed(host, about_firewalls(done))
     assert host.forwards() == {"ipv4": True, "ipv6": True}
     assert host.warned(document) == []
+
+
+@pytest.mark.parametrize("families", [["ipv4"]], indirect=True)
+def test_without_iptables_it_is_said_what_to_install_and_nothing_changes(host: FirewallHost) -> None:
+    host.run("nft", "-f", "-", stdin=BY_HAND)
+    host.sh("mkdir /usr/away; mv /usr/sbin/*tables* /usr/away")
+    before = host.everything()
+    document = server(host.families)
+    refused = host.network(document)
+    assert refused.failed
+    assert "install iptables" in refused.msg
+    assert host.everything() == before
+    assert any(
+        "install iptables" in str(warning) for warning in host.network(document, check=True)["warnings"]
+    )
+
+    host.sh("mv /usr/away/* /usr/sbin")
+    done = host.network(document)
+    followed(host, about_firewalls(done))
+    assert host.forwards() == {"ipv4": True}

@@ -17,6 +17,8 @@ from ansible_collections.culvert.vpn.plugins.module_utils._chain import is_docke
         ("-o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", True),
         ("-s 172.18.0.0/16 ! -o br-0123456789ab -j MASQUERADE", True),
         ("-m addrtype --dst-type LOCAL -j DOCKER", True),
+        ("-m set --match-set docker-ext-bridges-v4 dst -m conntrack --ctstate RELATED -j ACCEPT", True),
+        ("-m set --match-set theirs dst -j ACCEPT", False),
         ("-i eth0 -j DROP", False),
         ("-i br-lan -j DROP", False),
         ("-s 172.17.0.0/16 -j REJECT", False),
