@@ -26,7 +26,7 @@ from ._document import Document
 from ._host_network import HostNetwork, Part
 from ._installed import InstalledCode, is_put_off
 from ._lock import host_lock
-from ._pending import Transaction
+from ._pending import Transaction, boot_identity
 from ._processes import run_command
 
 # A step may only work after one that comes later in the plan: a second pass makes up for it.
@@ -45,14 +45,20 @@ def rollback(transaction: Transaction, reason: str) -> dict[str, Any]:
             return finish(transaction)
         seen = progress()
         problems: list[str] = []
-        with _going_on(problems):
-            _snapshot.give_names_back(transaction.snapshot, _made(), _own_names(transaction))
-        problems += restore_document(transaction)
-        with _going_on(problems):
-            _snapshot.put_back(transaction.snapshot)
         left: list[str] = []
-        with _going_on(problems):
-            left = _snapshot.differences(transaction.snapshot)
+        if transaction.boot == boot_identity():
+            with _going_on(problems):
+                _snapshot.give_names_back(transaction.snapshot, _made(), _own_names(transaction))
+            problems += restore_document(transaction)
+            with _going_on(problems):
+                _snapshot.put_back(transaction.snapshot)
+            with _going_on(problems):
+                left = _snapshot.differences(transaction.snapshot)
+        else:
+            # The network began blank, and what others had in it is theirs to make again.
+            problems += restore_document(transaction)
+            with _going_on(problems):
+                _snapshot.put_files_back(transaction.snapshot)
         outcome = {
             "id": transaction.id,
             "name": transaction.name,

@@ -181,6 +181,17 @@ def put_back(snapshot: Mapping[str, Any]) -> None:
         raise HostError("; ".join(problems))
 
 
+def put_files_back(snapshot: Mapping[str, Any]) -> None:
+    """Restore what of a snapshot outlives a restart of the host.
+
+    :raises HostError: some of it could not be restored; all the rest has been.
+    """
+    problems: list[str] = []
+    _put_files_back(snapshot.get("files", {}), problems)
+    if problems:
+        raise HostError("; ".join(problems))
+
+
 def _put_files_back(files: Mapping[str, str], problems: list[str]) -> None:
     now = _files()
     for path in sorted({*files, *now}):
