@@ -41,7 +41,7 @@ _HEADER = {"address": _IFADDRMSG, "route": _RTMSG, "rule": _RTMSG}
 _RTNEXTHOP = struct.Struct("=HBBi")
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH = 1, 4, 5, 6, 9
 RTA_CACHEINFO, RTA_TABLE, RTA_VIA, RTA_NH_ID = 12, 15, 18, 30
-IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO, IFA_FLAGS = 1, 2, 6, 8
+IFA_ADDRESS, IFA_LOCAL, IFA_LABEL, IFA_CACHEINFO, IFA_FLAGS = 1, 2, 3, 6, 8
 FRA_PRIORITY, FRA_TABLE = 6, 15
 RTPROT_KERNEL = 2
 _RTN_UNICAST = 1
@@ -126,6 +126,9 @@ def decode(kind: str, data: bytes) -> Thing:
     else:
         head[2] &= _IFA_FLAGS_KEPT
     attributes = {number & _NESTED: value for number, value in _attributes(data[header.size :])}
+    if kind == "address" and b":" not in attributes.get(IFA_LABEL, b":"):
+        # The name of the device, which the kernel puts there itself and changes with it.
+        del attributes[IFA_LABEL]
     if kind == "address" and IFA_FLAGS in attributes:
         flags = struct.unpack("=I", attributes[IFA_FLAGS])[0] & _IFA_FLAGS_KEPT
         attributes[IFA_FLAGS] = struct.pack("=I", flags)

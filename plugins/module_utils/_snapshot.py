@@ -258,9 +258,14 @@ _FRA_PROTOCOL = 21
 
 def differences(snapshot: Mapping[str, Any]) -> list[str]:
     """What of the snapshot is not as it was, in words."""
-    links = {link.name for link in _links().values()}
-    lost = [link["name"] for link in snapshot.get("links", {}).values() if link["name"] not in links]
-    found = [f"the device {name} is gone" for name in lost]
+    links = _links()
+    names = {link.name for link in links.values()}
+    found = []
+    for number, before in snapshot.get("links", {}).items():
+        if before["name"] not in names:
+            link = links.get(int(number))
+            fate = f"called {link.name} now" if link else "gone"
+            found.append(f"the device {before['name']} is {fate}")
     found += [f"the {thing} is missing" for thing in _missing(_wanted(snapshot)) if not _fleeting(thing)]
     files, now = snapshot.get("files", {}), _files()
     found += [f"{path} is not what it was" for path in {*files, *now} if files.get(path) != now.get(path)]
