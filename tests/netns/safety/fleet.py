@@ -145,6 +145,8 @@ class Fleet:
 
     def reboot(self, host: SshHost) -> None:
         """Power off and on: services that come before the network, then the network."""
+        # The kernel takes away the other end in its own time.
+        self.router.ip("link", "del", f"h{self.hosts.index(host) + 1}")
         host.crash()
         host.start_services()
         self.bring_up(host)

@@ -45,8 +45,10 @@ for tool in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do say 
 say nft; nft list ruleset
 say sysctls; sysctl -a -r '^net[.]ipv4[.](conf|ip_forward)|^net[.]ipv6[.]conf' 2>/dev/null
 say files
-cd / && find var/lib/culvert etc/sysctl.d etc/iproute2 etc/init.d etc/rc?.d usr/local/lib/culvert \
-    ! -type d ! -path 'var/lib/culvert/pending/*' -printf '%p %l ' -exec sha256sum {} + 2>/dev/null | sort
+cd /
+set -- var/lib/culvert etc/sysctl.d etc/iproute2 etc/init.d etc/rc?.d usr/local/lib/culvert
+find "$@" -type f ! -path 'var/lib/culvert/pending/*' -exec sha256sum {} + 2>/dev/null | sort -k 2
+find "$@" -type l -printf '%p -> %l\n' 2>/dev/null | sort
 """
 _COUNTERS = re.compile(r"\[\d+:\d+\]|packets \d+ bytes \d+|^# (Generated|Completed).*\n", re.MULTILINE)
 _NEW_AT_BOOT = re.compile(
@@ -93,6 +95,8 @@ class SshHost(Host):
         for path in ("etc", "usr/local/lib"):
             subprocess.run(["cp", "-a", f"/{path}", str(self.files / path)], check=True)
         etc = self.files / "etc"
+        # What tells a host whose init system runs the scripts in init.d, whatever that of this machine is.
+        (etc / "init.d" / "rc").touch()
         shutil.rmtree(etc / "ssh")
         (etc / "ssh").mkdir()
         shutil.copy(self._keys / "host_key", etc / "ssh")
@@ -179,15 +183,16 @@ class SshHost(Host):
 
     def workers(self) -> list[str]:
         """Command lines of the processes that apply or undo a change on this host."""
-        return self.runs("culvert_host")
+        return self.runs("/usr/local/lib/culvert/", "/var/lib/culvert/")
 
-    def runs(self, word: str) -> list[str]:
-        """Command lines of the host's processes in which ``word`` occurs."""
+    def runs(self, *words: str) -> list[str]:
+        """Command lines of the host's processes in which one of the words occurs."""
         lines = []
-        for pid in self.run(["ip", "netns", "pids", self.namespace]).stdout.split():
+        listed = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, check=True)
+        for pid in listed.stdout.decode().split():
             with contextlib.suppress(OSError):
                 lines.append(Path("/proc", pid, "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        return [line for line in lines if word in line]
+        return [line for line in lines if any(word in line for word in words)]
 
     def state(self) -> dict[str, str]:
         """All that a change may touch, by name of the part, without counters and times."""
