@@ -130,8 +130,7 @@ class HostNetwork(PlainBackend):
         self._code = Part("code", "", code)
         self._sysctls = Part("sysctls", "sysctls", _sysctl_backend(document))
         self._tables = [
-            self._table_part(*item)
-            for item in enumerate(_succession.with_former_priorities(document, before))
+            self._table_part(*item) for item in enumerate(_succession.with_former_places(document, before))
         ]
         self._devices = [
             Part("device", f"devices[{n}]", TunBackend(spec, check_mode))

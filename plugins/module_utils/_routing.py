@@ -79,9 +79,8 @@ def plan(spec: TableSpec, state: RoutingState, check_mode: bool = False) -> tupl
         raise missing[0]
     desired = resolve(spec, state)
     own = state.own_id(spec.name)
-    changes: Plan = []
-    if own != spec.id:
-        changes.append(Change(f"table {spec.name}", _registration(own), _registration(spec.id), "register"))
+    registering = Change(f"table {spec.name}", _registration(own), _registration(spec.id), "register")
+    changes: Plan = [registering] if own is None else []
     changes += _plan_routes(spec, state, desired)
     owned = [rule for rule in state.rules if _is_owned(rule, spec, state)]
     added, removed = _difference(desired.rules, owned)
@@ -89,7 +88,22 @@ def plan(spec: TableSpec, state: RoutingState, check_mode: bool = False) -> tupl
     changes += [Change(_rule_item(rule), str(rule), None, "remove_rule", rule) for rule in removed]
     for stale in table_ids(spec, state.registered) - {spec.id}:
         changes += [_route_removal(spec, stale, route) for route in state.routes.get(stale, ())]
+    changes += _plan_former(spec, state)
+    if own not in (None, spec.id):
+        # Last: until then the old number tells what is still to be removed.
+        changes.append(registering)
     return changes, [*map(str, missing), *_unknown_rule_devices(spec, state)]
+
+
+def _plan_former(spec: TableSpec, state: RoutingState) -> Plan:
+    """Routes of ours under numbers that the table had and that nobody else has now."""
+    taken = {r.id for r in state.registered} | set(state.names.values()) | {spec.id}
+    return [
+        _route_removal(spec, former, route)
+        for former in sorted(set(spec.former_ids) - taken)
+        for route in state.routes.get(former, ())
+        if route.protocol == PROTOCOL
+    ]
 
 
 def _registration(table_id: int | None) -> dict[str, int] | None:

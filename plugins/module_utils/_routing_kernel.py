@@ -165,7 +165,7 @@ def observe(specs: Iterable[TableSpec]) -> Observation:
         rules = {version: list(ipr.get_rules(family=FAMILIES[version])) for version in versions}
     names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in links}
     pairs = [(_rule_of(message, version), message) for version in versions for message in rules[version]]
-    ids = {table_id for spec in specs for table_id in table_ids(spec, registered)}
+    ids = {table_id for spec in specs for table_id in (*table_ids(spec, registered), *spec.former_ids)}
     state = RoutingState(
         registered=registered,
         routes=_routes_by_table(routes, ids, names),

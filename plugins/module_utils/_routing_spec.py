@@ -54,6 +54,8 @@ class TableSpec:
     rule_priority: int = 31820
     routes: tuple[WishedRoute, ...] = ()
     rules: tuple[WishedRule, ...] = ()
+    former_ids: tuple[int, ...] = ()
+    "What id was before: routes of ours in these tables are leftovers."
     former_priorities: tuple[int, ...] = ()
     "What rule_priority was before: rules of ours in those windows are leftovers."
     others_priorities: tuple[int, ...] = ()

@@ -18,12 +18,13 @@ from ._routing_spec import RULE_WINDOW, TableSpec
 from ._tun import TunSpec
 
 
-def with_former_priorities(document: Document, before: Document) -> list[TableSpec]:
-    former = {table.name: table.rule_priority for table in before.tables}
+def with_former_places(document: Document, before: Document) -> list[TableSpec]:
+    former = {table.name: table for table in before.tables}
     return [
         replace(
             table,
-            former_priorities=(former.get(table.name, table.rule_priority),),
+            former_ids=tuple(old.id for old in [former.get(table.name)] if old and old.id is not None),
+            former_priorities=(former.get(table.name, table).rule_priority,),
             others_priorities=_priorities_without(document, table.name),
         )
         for table in document.tables
