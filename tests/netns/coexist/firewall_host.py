@@ -152,12 +152,14 @@ class FirewallHost(Host):
             raise
 
     def _lay_over(self) -> None:
+        # In memory: not every file system can be written to through an overlay, and nothing of it is to stay.
+        layers = self.directory / "layers"
+        layers.mkdir()
+        self.run("mount", "-t", "tmpfs", "none", str(layers))
         for name in ("etc", "usr"):
-            upper, work = self.directory / f"{name}-upper", self.directory / f"{name}-work"
-            upper.mkdir()
-            work.mkdir()
-            layers = f"lowerdir={UNPACKED}/{name}:/{name},upperdir={upper},workdir={work}"
-            self.run("mount", "-t", "overlay", "overlay", "-o", layers, f"/{name}")
+            upper, work = f"{layers}/{name}", f"{layers}/{name}-work"
+            options = f"lowerdir={UNPACKED}/{name}:/{name},upperdir={upper},workdir={work}"
+            self.sh(f"mkdir {upper} {work}; mount -t overlay overlay -o {options} /{name}")
         self.sh("mkdir -p /run/dbus /run/lock")
 
     def _link(self) -> None:
