@@ -47,6 +47,9 @@ from ._sysctl import DRAGGED, PROC_SYS, STATE_DIR, SYSCTL_D
 _KINDS = ("address", "route", "rule")
 # A route may need one that comes later in the list to reach its gateway.
 _PASSES = 3
+_THINGS_MAX = 10_000
+# include/uapi/linux/rtnetlink.h: gated, zebra, bird, …, babel, openr, bgp, isis, ospf, rip, eigrp
+_ROUTING_DAEMONS = {8, 11, 12, 13, 14, 15, 42, 99, 186, 187, 188, 189, 192}
 _OWN_FILES = (f"{STATE_DIR}/*.json", f"{SYSCTL_D}/90-culvert-*.conf", f"{DIRECTORY}/culvert-*.conf")
 
 
@@ -73,10 +76,18 @@ def take(settings: Iterable[str] = ()) -> dict[str, Any]:
     """
     return {
         "links": {str(index): vars(link) for index, link in _links().items()},
-        "things": [[t.kind, base64.b64encode(encode(t)).decode()] for t in _things() if not t.is_kernels],
+        "things": [[t.kind, base64.b64encode(encode(t)).decode()] for t in _kept(_things())],
         "files": _files(),
         "sysctls": {path: value for path in settings if (value := _setting(path)) is not None},
     }
+
+
+def _kept(found: list[Thing]) -> list[Thing]:
+    kept = [thing for thing in found if not thing.is_kernels]
+    if len(kept) <= _THINGS_MAX:
+        return kept
+    # A router with the world's routes: whoever keeps those, puts them back.
+    return [t for t in kept if t.kind != "route" or t.head[5] not in _ROUTING_DAEMONS]
 
 
 def _files() -> dict[str, str]:

@@ -133,6 +133,9 @@ def begin(
     )
     try:
         _pending.create(transaction)
+    except HostError as error:
+        raise HostError(f"{error}; nothing was changed") from None
+    try:
         _own_life.enter_context(_pending.alive(_pending.WORKER))
         if guarded:
             _processes.arm(transaction, run)
