@@ -24,8 +24,9 @@ from ansible.plugins.connection import ConnectionBase
 _COMMIT = "culvert.vpn.network_commit"
 # Beyond the host's own deadline: what it takes to undo a change, and to be found again.
 _AFTERWARDS_S = 20.0
-# One call of a module, over a connection that may have to be opened first.
-_CALL_S = 15.0
+# One call of a module, over a connection that may have to be opened first, to a host that may be busy.
+_CALL_S = 30.0
+_CALL_MIN_S = 10.0
 _POLL_S = 0.5
 _TIMEOUT_DEFAULT_S = 60
 
@@ -130,10 +131,11 @@ class ActionModule(ActionBase):
         give_up_s = time.monotonic() + patience_s
         asked_to_confirm = False
         while (left_s := give_up_s - time.monotonic()) > 0:
-            commit = self._ask("status", identifier, min(_CALL_S, left_s))
+            limit_s = min(_CALL_S, max(_CALL_MIN_S, left_s))
+            commit = self._ask("status", identifier, limit_s)
             if commit.get("state") == "applied":
                 asked_to_confirm = True
-                commit = self._ask("confirmed", identifier, min(_CALL_S, left_s))
+                commit = self._ask("confirmed", identifier, limit_s)
             found = commit.get("state")
             if found in ("confirmed", "rolled_back"):
                 return commit

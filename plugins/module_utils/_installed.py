@@ -205,7 +205,7 @@ def _starters(line: str) -> dict[str, _Starter]:
             0o644,
             _HEADER + UNIT.replace("@COMMAND@", line),
             f"/etc/systemd/system/multi-user.target.wants/{UNIT_NAME}",
-            (["systemctl", "daemon-reload"], ["systemctl", "enable", UNIT_NAME]),
+            (["systemctl", "enable", UNIT_NAME],),  # which reloads as well
             (["systemctl", "disable", UNIT_NAME],),
             (["systemctl", "daemon-reload"],),
         ),

@@ -36,6 +36,7 @@ _POLL_S = 0.2
 # Beyond the deadline of somebody else's transaction: what its guard takes to undo it.
 _GRACE_S = 30.0
 _WORKER_START_S = 20.0
+_WAIT_S = 5.0
 # The process that began a transaction holds its sign of life until it ends or hands over.
 _own_life = ExitStack()
 
@@ -281,6 +282,18 @@ def status(identifier: str, run: Runner) -> dict[str, Any]:
     }
 
 
+def _patient_status(identifier: str, run: Runner) -> dict[str, Any]:
+    """Who asks for a certain change wants to know when it is made. To wait a little costs less than to ask
+    again over a new connection.
+    """
+    give_up_s = time.monotonic() + (_WAIT_S if identifier else 0.0)
+    while True:
+        found = status(identifier, run)
+        if found["state"] != "pending" or time.monotonic() > give_up_s:
+            return found
+        time.sleep(_POLL_S)
+
+
 def settle(params: Mapping[str, Any], run: Runner, check_mode: bool) -> dict[str, Any]:
     """What the module ``network_commit`` does and returns.
 
@@ -288,7 +301,7 @@ def settle(params: Mapping[str, Any], run: Runner, check_mode: bool) -> dict[str
     """
     identifier = str(params.get("transaction") or "")
     state = "status" if check_mode else params["state"]
-    before = status(identifier, run)
+    before = _patient_status(identifier, run)
     after = before
     if state == "confirmed":
         after = confirm(before["id"], run)
