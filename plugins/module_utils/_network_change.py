@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _firewall, _store
-from ._core import Change, Plan, Runner, SpecError, diff_of
+from ._core import Change, MissingRequirement, Plan, Runner, SpecError, diff_of
 from ._document import Document, refuse_what_is_anothers
 from ._host_network import CachingRunner, HostNetwork, risky
 from ._options import Options
@@ -110,7 +110,13 @@ class NetworkChange:
         refuse_what_is_anothers(document, others)
         from . import _refusals
 
-        facts = _refusals.observe(self._run, document)
+        try:
+            facts = _refusals.observe(self._run, document)
+        except MissingRequirement as error:
+            if not self._check_mode:
+                raise
+            self._warn([f"{error}; whether this would cut the host off was not looked at"])
+            return
         self._warn(_refusals.check(document, previous, facts, self._allow))
 
     def _warn(self, warnings: list[str]) -> None:

@@ -82,7 +82,7 @@ AFTER: dict[str, Any] = {
         }
     ],
 }
-_OTHERS = """
+OTHERS = """
 ip link add up0 type veth peer name far0
 ip link set up0 addrgenmode none up
 ip link set far0 addrgenmode none up
@@ -102,7 +102,7 @@ def led(tmp_path: Path) -> Iterator[Led]:
     host = Host(tmp_path)
     worker = Led(host)
     try:
-        host.sh(_OTHERS)
+        host.sh(OTHERS)
         yield worker
     finally:
         worker.close()

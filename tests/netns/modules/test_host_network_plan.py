@@ -29,6 +29,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Led, Led]]
         for number in range(2):
             folder: Path = tmp_path_factory.mktemp(f"host{number}")
             made.append(Host(folder))
+            # A TAP device's IPv6 addresses would be there only after a while, if nobody else claims them.
+            made[-1].sh("echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad")
             led.append(Led(made[-1]))
         yield led[0], led[1]
     finally:
