@@ -172,7 +172,10 @@ def _items(
 ) -> tuple[list[dict[str, Any]], list[Any]]:
     """The items of one list as they are kept, and what they mean."""
     kept, made = [], []
-    for position, item in enumerate(options.raw(kind, [])):
+    items = options.raw(kind, [])
+    if not isinstance(items, list):
+        raise options.refuse(kind, "must be a list of mappings")
+    for position, item in enumerate(items):
         where = options.option(f"{kind}[{position}]")
         if not isinstance(item, Mapping):
             raise SpecError(where, f"must be a mapping of options, not {type(item).__name__}")

@@ -37,10 +37,12 @@ def live(root: Path) -> dict[str, str]:
     }
 
 
-def run(root: Path, values: dict[str, Any] | None, stop_after: int | None = None) -> list[str]:
+def run(
+    root: Path, values: dict[str, Any] | None, stop_after: int | None = None, name: str = "t"
+) -> list[str]:
     """Bring a host to `values` (None: absent), or die after some steps, and return what was changed."""
     state = "absent" if values is None else "present"
-    backend = SysctlSettings({"name": "t", "state": state, "values": values or {}}, str(root))
+    backend = SysctlSettings({"name": name, "state": state, "values": values or {}}, str(root))
     plan = backend.plan(backend.observe())
     for change in plan[:stop_after]:
         backend.apply(change)
@@ -92,6 +94,20 @@ def test_a_run_that_died_forgets_nothing(root: Path, steps: int) -> None:
     run(root, None, stop_after=steps)
     run(root, None)
     assert live(root) == before
+
+
+@pytest.mark.parametrize("first_to_go", ["20-server-culvert0", "20-client-culvert0"])
+def test_a_setting_that_several_sets_hold_goes_with_the_last(root: Path, first_to_go: str) -> None:
+    before = live(root)
+    names = ["20-server-culvert0", "20-client-culvert0"]
+    for name in names:
+        run(root, FORWARD, name=name)
+    run(root, None, name=first_to_go)
+    assert live(root)["net/ipv4/ip_forward"] == "1"
+    assert len(list(root.rglob("*culvert0*"))) == 2
+    run(root, None, name=next(name for name in names if name != first_to_go))
+    assert live(root) == before
+    assert list(root.rglob("*culvert0*")) == []
 
 
 def test_drift_is_repaired(root: Path) -> None:
