@@ -50,7 +50,9 @@ UNIT = """\
 Description=TUN devices, routes and firewall chains of the culvert.vpn tunnel
 DefaultDependencies=no
 After=local-fs.target systemd-sysctl.service systemd-tmpfiles-setup-dev.service
-After=netfilter-persistent.service nftables.service ufw.service
+After=netfilter-persistent.service nftables.service ufw.service firewalld.service
+# firewalld removes all rules of iptables when it starts, ours among them.
+PartOf=firewalld.service
 Before=network-pre.target docker.service shutdown.target
 Wants=network-pre.target
 Conflicts=shutdown.target
@@ -70,7 +72,7 @@ LSB_SCRIPT = f"""\
 # Provides:          {SERVICE}
 # Required-Start:    $local_fs
 # Required-Stop:
-# Should-Start:      procps kmod netfilter-persistent nftables ufw
+# Should-Start:      procps kmod netfilter-persistent nftables ufw firewalld
 # X-Start-Before:    networking docker
 # Default-Start:     S
 # Default-Stop:
@@ -95,7 +97,7 @@ description="TUN devices, routes and firewall chains of the culvert.vpn tunnel"
 
 depend() {
     need localmount
-    after sysctl modules iptables ip6tables nftables ufw
+    after sysctl modules iptables ip6tables nftables ufw firewalld
     before net docker
 }
 

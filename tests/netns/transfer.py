@@ -44,7 +44,9 @@ class Transfer:
         """Send ``size_bytes`` to ``address`` of the receiver, at full speed or at ``rate_bytes_s``."""
         port = str(next(_ports))
         python = [sys.executable, "-I", "-S", SCRIPT]
-        self._receiver: Process = receiver.spawn([*python, "receive", address, port, str(size_bytes)], "receive")
+        self._receiver: Process = receiver.spawn(
+            [*python, "receive", address, port, str(size_bytes)], "receive"
+        )
         eventually(lambda: "listening" in self._receiver.output(), 10, f"receiver on {receiver.label}")
         options = ["--marker", marker, "--rate", str(rate_bytes_s)]
         argv = [*python, "send", address, port, str(size_bytes), str(seed), *options]

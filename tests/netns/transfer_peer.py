@@ -52,8 +52,8 @@ def send(
 ) -> dict[str, object]:
     """Connect and send; returns after the receiver has said that it has read everything.
 
-    The receiver keeps the connection open until we close it: a segment that was sent again at the very end, and
-    came twice, is only known not to be lost when the receiver's word of that has arrived.
+    The receiver keeps the connection open until we close it: a segment that was sent again at the very end,
+    and came twice, is only known not to be lost when the receiver's word of that has arrived.
     """
     source, digest, sent = random.Random(seed), hashlib.sha256(), 0
     pool = memoryview(source.randbytes(min(POOL_BYTES, 2 * size_bytes)))

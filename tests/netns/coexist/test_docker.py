@@ -10,7 +10,8 @@ import pytest
 from tests.netns.coexist.firewall_host import FirewallHost, server
 
 OURS = "-j CULVERT-FORWARD"
-# integration/network/bridge/iptablesdoc of moby 28.x, with a network of one's own and a published port.
+# After the description in moby 28's integration/network/bridge/iptablesdoc, with a network of one's own and a
+# published port: put together from excerpts, the table raw from memory, and not a dump of a running daemon.
 DOCKER_28 = """\
 *filter
 :INPUT ACCEPT [0:0]

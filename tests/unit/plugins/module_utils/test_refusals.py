@@ -473,24 +473,24 @@ SAVED = (
 )
 LISTED = """
 table inet theirs {
-	chain forward {
-		type filter hook forward priority filter; policy accept;
-		meta mark & 0x00ff0000 == 0x00040000 accept
-		meta mark 0x0000ca6c accept
-		ct mark != 0x00000005 drop
-		ip protocol tcp ct mark set 0x00000006
-		meta mark set ct mark
-	}
+    chain forward {
+        type filter hook forward priority filter; policy accept;
+        meta mark & 0x00ff0000 == 0x00040000 accept
+        meta mark 0x0000ca6c accept
+        ct mark != 0x00000005 drop
+        ip protocol tcp ct mark set 0x00000006
+        meta mark set ct mark
+    }
 }
 table ip mangle {
-	chain CULVERT-OUTPUT {
-		meta mark set 0x0000ca6c
-	}
-	chain OUTPUT {
-		counter packets 0 bytes 0 jump CULVERT-OUTPUT
-	}
+    chain CULVERT-OUTPUT {
+        meta mark set 0x0000ca6c
+    }
+    chain OUTPUT {
+        counter packets 0 bytes 0 jump CULVERT-OUTPUT
+    }
 }
-"""
+""".replace("    ", "\t")
 
 
 def test_marks_in_firewalls() -> None:
