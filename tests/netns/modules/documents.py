@@ -26,8 +26,8 @@ NAME = "20-test-culvert0"
 BLANK: dict[str, Any] = {"name": NAME}
 _WORKER = Path(__file__).with_name("document_worker.py")
 
-# All that a document can change. The devices' numbers, what the kernel draws at random, and what it notices of
-# a device a moment later are left out below.
+# All that a document can change. The devices' numbers, what the kernel draws at random, and what it notices
+# of a device a moment later are left out below.
 _STATE = """
 for family in -4 -6; do ip $family rule; ip $family route show table all; done; ip addr; ip -d link
 for tool in iptables ip6tables; do $tool-nft-save; $tool-legacy-save; done; nft list tables; nft list chains
