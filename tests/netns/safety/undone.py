@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
 from tests.netns.lab import eventually
@@ -24,12 +24,18 @@ def assert_said(result: HostResult, words: Sequence[str]) -> None:
     assert not missing, f"{missing} not in: {result.msg}"
 
 
+def assert_state(host: SshHost, before: Mapping[str, str]) -> None:
+    """Nothing is different from before."""
+    difference = changed_parts(before, host.state())
+    assert not difference, difference
+
+
 def assert_refused(fleet: Fleet, host: SshHost, document: Document, *words: str) -> None:
     """The play fails before anything was changed, and says why and what the way out is."""
     before = host.state()
     result = fleet.play({host: [{MODULE: document}]}).wait()[host.label]
     assert_said(result, words)
-    assert changed_parts(before, host.state()) == ""
+    assert_state(host, before)
     assert "transaction" not in result.values, "nothing was begun"
     assert not host.workers()
 
@@ -68,5 +74,5 @@ def assert_undone(
     result = play.wait()[host.label]
     assert_said(result, words)
     afterwards()
-    assert changed_parts(before, host.state()) == ""
+    assert_state(host, before)
     eventually(lambda: not host.workers(), 5, "no guard is left")
