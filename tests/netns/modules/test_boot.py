@@ -11,13 +11,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.netns.modules.host import Host
+from tests.netns.modules.host import PYTHON, Host
 from tests.netns.modules.test_transaction import (
     CHAIN,
     DOCUMENT,
@@ -63,7 +62,7 @@ def _kill(process: int) -> bool:
 
 def boot(host: Host, *words: str) -> subprocess.CompletedProcess[str]:
     """As at boot: a bare environment, in whatever folder, with modules of the same names in the way."""
-    command = ["env", "-i", "PATH=/usr/bin:/bin", "PYTHONPATH=/nowhere", sys.executable, "-IB"]
+    command = ["env", "-i", "PATH=/usr/bin:/bin", "PYTHONPATH=/nowhere", PYTHON, "-IB"]
     command += [f"{LIBRARY}/run.py", *(words or ("boot",))]
     return subprocess.run(host.command(command), capture_output=True, text=True, timeout=60, check=False)
 

@@ -137,6 +137,11 @@ def undone(host: Host) -> None:
     eventually(lambda: not (host.directory / "run/culvert.lock").exists())
 
 
+def nobody_is_at(host: Host, transaction: str) -> None:
+    """Neither worker nor guard is left."""
+    eventually(lambda: not host.run("pgrep", "-f", transaction, check=False))
+
+
 def tool(folder: Path, script: str) -> Path:
     """A folder with a program that runs ``script`` before a write to the firewall, the first time."""
     folder.mkdir()
@@ -160,7 +165,7 @@ def test_a_confirmed_change_is_in_force_and_leaves_nothing_behind(networked: Hos
     assert confirmed["steps_done"] == len(began["items"])
     assert "10.86.0.2/16" in networked.run("ip", "addr")
     assert not (networked.directory / "lib/culvert/pending").exists()
-    assert not networked.run("pgrep", "-f", began["id"], check=False), "nobody waits any more"
+    nobody_is_at(networked, began["id"])
     assert change(networked, "here")["items"] == []
     assert networked.module("network_commit", state="confirmed", transaction=began["id"]).failed
     change(networked, "here", document={"name": DOCUMENT["name"]})
@@ -189,7 +194,7 @@ def test_undone_by_hand_before_the_deadline(networked: Host) -> None:
     assert result.changed
     assert result["commit"]["id"] == began["id"]
     assert state(networked) == before
-    assert not networked.run("pgrep", "-f", began["id"], check=False)
+    nobody_is_at(networked, began["id"])
     assert not networked.module("network_commit", state="rolled_back", transaction=began["id"]).changed
 
 
@@ -265,9 +270,10 @@ def test_killed_after_each_step(networked: Host) -> None:
 def test_killed_before_the_first_step(networked: Host) -> None:
     before = state(networked)
     assert change(networked, "begin") == {}
+    identifier = commit(networked)["id"]
     assert commit(networked)["steps_done"] == 0
     assert state(networked) == before
-    assert not networked.run("pgrep", "-f", PENDING, check=False)
+    nobody_is_at(networked, identifier)
 
 
 def test_a_full_disk_before_anything_is_changed(networked: Host) -> None:
