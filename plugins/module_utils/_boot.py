@@ -7,8 +7,9 @@
 
 """Applies the documents of a host again after a restart, without Ansible.
 
-A change that was not confirmed before the restart is undone first. The documents are taken in the order of
-their names. What fails does not keep the rest from being applied, as half a tunnel that refuses traffic is
+The documents are taken in the order of their names. A change that was not confirmed before the restart is
+undone when the turn of its document comes: what it leads back to may need the devices of those before it.
+What fails does not keep the rest from being applied, as half a tunnel that refuses traffic is
 better than none: each failure is a line on standard error, and the exit status is 1.
 """
 
@@ -24,8 +25,18 @@ from ._transaction import cause_of_death, is_alive
 
 
 def main(out: TextIO, err: TextIO) -> int:
-    problems = _undo_pending()
-    for name in _store.names():
+    changed = _name_of_pending()
+    problems = _apply_all([name for name in _store.names() if name < changed], out)
+    problems += _undo_pending()
+    problems += _apply_all([name for name in _store.names() if name >= changed], out)
+    for problem in problems:
+        err.write(f"{problem}\n")
+    return 1 if problems else 0
+
+
+def _apply_all(names: list[str], out: TextIO) -> list[str]:
+    problems: list[str] = []
+    for name in names:
         try:
             found = _apply(name)
         except (HostError, SpecError) as error:
@@ -35,9 +46,16 @@ def main(out: TextIO, err: TextIO) -> int:
         problems += [f"{name}: {problem}" for problem in found]
         if not found:
             out.write(f"{name}: applied\n")
-    for problem in problems:
-        err.write(f"{problem}\n")
-    return 1 if problems else 0
+    return problems
+
+
+def _name_of_pending() -> str:
+    """The document that a change is about; nothing, which sorts first, if none is or it is damaged."""
+    try:
+        transaction = _pending.load()
+    except (HostError, SpecError):
+        return ""
+    return transaction.name if transaction else ""
 
 
 def _undo_pending() -> list[str]:
