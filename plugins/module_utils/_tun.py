@@ -254,6 +254,8 @@ def plan(spec: TunSpec, state: TunState) -> Plan:
     mtu_bytes = spec.mtu_bytes or (MTU_DEFAULT_BYTES if "mtu" in spec.resets else state.mtu_bytes)
     if mtu_bytes != state.mtu_bytes:
         changes.append(Change(f"{device} mtu", None if fresh else state.mtu_bytes, mtu_bytes, "mtu"))
+        if mtu_bytes < IPV6_MTU_MIN_BYTES:
+            state = _without_ipv6(state)  # the kernel's doing (net/ipv6/addrconf.c, NETDEV_CHANGEMTU)
     if spec.up != state.up:
         changes.append(Change(f"{device} up", None if fresh else state.up, spec.up, "up"))
         state = _after_link_change(spec, state)
@@ -309,6 +311,10 @@ def _after_link_change(spec: TunSpec, state: TunState) -> TunState:
     """Taking a link down drops its IPv6 addresses, unless keep_addr_on_down is set (networking/ip-sysctl)."""
     if spec.up or state.keeps_ipv6_when_down:
         return state
+    return _without_ipv6(state)
+
+
+def _without_ipv6(state: TunState) -> TunState:
     remaining = tuple(address for address in state.addresses if address.version == 4)
     return replace(state, addresses=remaining, kernel_addresses=())
 

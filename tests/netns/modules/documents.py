@@ -27,12 +27,12 @@ BLANK: dict[str, Any] = {"name": NAME}
 _WORKER = Path(__file__).with_name("document_worker.py")
 
 # All that a document can change. The devices' numbers, what the kernel draws at random, and what it notices
-# of a device a moment later are left out below.
+# of a device a moment later or keeps of one that was up once, are left out below.
 _STATE = """
 for family in -4 -6; do ip $family rule; ip $family route show table all; done; ip addr; ip -d link
 for tool in iptables ip6tables; do $tool-nft-save; $tool-legacy-save; done; nft list tables; nft list chains
 grep -r . /etc/iproute2/rt_tables.d /etc/sysctl.d
-cd /proc/sys/net; grep . ipv4/ip_forward ipv[46]/conf/*/* | grep -v stable_secret
+cd /proc/sys/net; grep . ipv4/ip_forward ipv[46]/conf/*/* | grep -v -e addr_gen_mode -e stable_secret
 """
 _EXACT = """
 for family in -4 -6; do ip $family rule; ip $family route show table all; done
@@ -40,7 +40,7 @@ for tool in iptables ip6tables; do $tool-nft-save; $tool-legacy-save; done
 """
 _VOLATILE = re.compile(
     r"^\d+: |^# .*$|\[\d+:\d+\]|link/ether \S+|^.*(fe80::|ff00::/8).*$|^ +valid_lft.*$| detached"
-    r"|addrgenmode \S+|(?<= )linkdown|NO-CARRIER,|(?<= )state \w+",
+    r"|addrgenmode \S+|(?<= )linkdown|NO-CARRIER,|(?<= )state \w+|(?<= )qdisc \S+|^grep: .*$",
     re.MULTILINE,
 )
 

@@ -52,6 +52,10 @@ def test_one_difference_is_one_change(found: dict[str, Any], expected: list[tupl
     assert steps(SAME, replace(THERE, **found)) == expected
 
 
+def test_a_small_mtu_drops_ipv6_addresses() -> None:
+    assert steps({"name": "culvert0", "mtu": 1000, "addresses": [str(A)]}, THERE) == [("mtu", 1000)]
+
+
 def test_going_down_drops_ipv6_addresses_unless_the_kernel_keeps_them() -> None:
     down = {**SAME, "up": False}
     assert steps(down, THERE) == [("up", False), ("add", str(SIX))]
