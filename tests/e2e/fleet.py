@@ -15,10 +15,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+#: Is there on a host while a change waits for its confirmation.
+PENDING = "/var/lib/culvert/pending/transaction.json"
 
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = ROOT / "inventories" / "demo" / "hosts.yml"
@@ -88,6 +94,7 @@ class Fleet:
     number: int  # which quarter of the pretend-public networks is its own, 0 to 3; the demo has 0
     image: str = "culvert/host:trixie"
     logs: list[str] = field(default_factory=list)
+    _first_on_path: list[str] = field(default_factory=list)
 
     @property
     def _variables(self) -> dict[str, Any]:
@@ -108,23 +115,70 @@ class Fleet:
     def container(self, host: str) -> str:
         return f"culvert-{self.name}-{host.rpartition('-')[2]}"
 
-    def play(self, playbook: str, *arguments: str, inventory: Path = INVENTORY, **variables: Any) -> Run:
-        """Run a playbook of the repository on the fleet; what it printed is kept in `logs`."""
-        command = [
-            "ansible-playbook",
-            "--inventory",
-            str(inventory),
-            "--extra-vars",
-            json.dumps({**self._variables, **variables}),
+    def _command(self, playbook: str, *arguments: str, inventory: Path, **variables: Any) -> list[str]:
+        extra = json.dumps({**self._variables, **variables})
+        return [
+            *("ansible-playbook", "--inventory", str(inventory), "--extra-vars", extra),
             *arguments,
             str(ROOT / playbook),
         ]
+
+    def play(self, playbook: str, *arguments: str, inventory: Path = INVENTORY, **variables: Any) -> Run:
+        """Run a playbook of the repository on the fleet; what it printed is kept in `logs`."""
+        command = self._command(playbook, *arguments, inventory=inventory, **variables)
         done = subprocess.run(
-            command, cwd=ROOT, env=dict(os.environ), text=True, capture_output=True, timeout=900, check=False
+            command,
+            cwd=ROOT,
+            env=self._environment(),
+            text=True,
+            capture_output=True,
+            timeout=900,
+            check=False,
         )
         run = Run(done.returncode, done.stdout + done.stderr)
         self.logs.append(run.output)
         return run
+
+    def start(self, playbook: str, **variables: Any) -> subprocess.Popen[str]:
+        """Start a playbook, in a process group of its own, so that all of it can be killed."""
+        return subprocess.Popen(
+            self._command(playbook, inventory=INVENTORY, **variables),
+            cwd=ROOT,
+            env=self._environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "PATH": os.pathsep.join([*self._first_on_path, os.environ["PATH"]])}
+
+    @contextmanager
+    def out_of_reach_while_pending(self, host: str, folder: Path) -> Iterator[None]:
+        """Let no new connection reach a host while a change waits there for its confirmation.
+
+        What Ansible runs in the host for a command that began before goes on, as on a line that is cut.
+        """
+        wrapper = folder / "docker"
+        docker, container = shutil.which("docker"), self.container(host)
+        wrapper.write_text(
+            f"""#!/bin/sh
+            case " $* " in *" exec "*" {container} "*)
+                if {docker} exec {container} test -e {PENDING}; then
+                    echo "the line to {host} is cut" >&2
+                    exit 1
+                fi
+            esac
+            exec {docker} "$@"
+            """
+        )
+        wrapper.chmod(0o755)
+        self._first_on_path = [str(folder)]
+        try:
+            yield
+        finally:
+            self._first_on_path = []
 
     def up(self) -> None:
         run = self.play("inventories/demo/up.yml")

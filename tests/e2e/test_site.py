@@ -4,19 +4,23 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet import ROOT, Fleet
+from fleet import PENDING, ROOT, Fleet
 
 pytestmark = pytest.mark.e2e
 
 SERVER, CLIENT1, CLIENT2 = HOSTS = ["demo-server", "demo-client1", "demo-client2"]
-SITE, TEARDOWN, STATUS = (f"playbooks/{name}.yml" for name in ("site", "teardown", "status"))
+SITE, TEARDOWN, STATUS, ROLLBACK = (
+    f"playbooks/{name}.yml" for name in ("site", "teardown", "status", "rollback")
+)
 Snapshots = dict[str, dict[str, list[str]]]
 
 
@@ -245,12 +249,111 @@ def deployed_again(fleet: Fleet) -> None:
     wait_until_seen(fleet, CLIENT1)
 
 
+# What these tests change of the clients: rules stay, routes do not.
+DOCUMENT = "/var/lib/culvert/network.d/20-client-culvert0.json"
+ELSEWHERE = {"client_tunnel_prefixes": ["203.0.113.0/24"]}
+
+
+def network(fleet: Fleet, host: str) -> dict[str, list[str]]:
+    """Return a host's network state and the documents that it keeps of it, but for what a reboot renews."""
+    parts = fleet.snapshot(host)
+    documents = fleet.shell(host, "cd /var/lib/culvert && grep -r . . | sort")
+    kept = {name: parts[name] for name in ("ip rule", "ip route", "iptables-save", "ip6tables-save")}
+    routes = [line for line in kept["ip route"] if "fe80:" not in line]
+    # Docker's resolver in the host listens on other ports after each start.
+    filters = [re.sub(r"(127\.0\.0\.11:|--sport )\d+", r"\1", line) for line in kept["iptables-save"]]
+    return {**kept, "ip route": routes, "iptables-save": filters, "documents": documents.splitlines()}
+
+
+def assert_network(fleet: Fleet, host: str, wanted: dict[str, list[str]]) -> None:
+    found = network(fleet, host)
+    for part, lines in wanted.items():
+        gone, new = set(lines) - set(found[part]), set(found[part]) - set(lines)
+        assert found[part] == lines, f"{host}: {part}: gone {gone}, new {new}"
+
+
+def wait_for(fleet: Fleet, host: str, script: str, timeout_s: float = 60) -> None:
+    """Wait until a command succeeds on a host; it may be booting."""
+    until = f"until {script}; do sleep 0.1; done"
+    fleet.shell(host, f"timeout {timeout_s:.0f} sh -c '{until}'", timeout_s=timeout_s + 30)
+
+
+def test_a_change_that_nobody_confirms_is_undone_by_the_host(
+    fleet: Fleet, deployed_again: None, tmp_path: Path
+) -> None:
+    before = network(fleet, CLIENT1)
+    with fleet.out_of_reach_while_pending(CLIENT1, tmp_path):
+        run = fleet.play(SITE, **ELSEWHERE, relay_confirm_timeout_s=30)
+    assert run.code != 0, run.output[-4000:]
+    recap = run.recap()
+    assert {host: recap[host]["failed"] for host in HOSTS} == {SERVER: 0, CLIENT1: 1, CLIENT2: 0}
+    assert "The host has its previous state back." in " ".join(run.output.split()), run.output[-4000:]
+    assert_network(fleet, CLIENT1, before)
+    assert "203.0.113.0/24 dev culvert0" in fleet.shell(CLIENT2, "ip route show table vpn")
+
+
+def test_a_host_that_restarts_before_the_confirmation_comes_up_restored(
+    fleet: Fleet, deployed_again: None, tmp_path: Path
+) -> None:
+    before = network(fleet, CLIENT1)
+    with fleet.out_of_reach_while_pending(CLIENT1, tmp_path):
+        running = fleet.start(SITE, **ELSEWHERE, relay_confirm_timeout_s=600)
+        try:
+            wait_for(fleet, CLIENT1, "ip route show table vpn | grep -q ^203", timeout_s=300)
+            subprocess.run(["docker", "restart", fleet.container(CLIENT1)], check=True, capture_output=True)
+            output, _ = running.communicate(timeout=300)
+        finally:
+            running.kill()
+    assert running.returncode != 0, output[-4000:]
+    assert "the host restarted before the change was confirmed" in " ".join(output.split()), output[-4000:]
+    assert_network(fleet, CLIENT1, before)
+
+
+def test_a_killed_controller_leaves_the_old_state_or_the_new_one(fleet: Fleet, deployed_again: None) -> None:
+    old = network(fleet, CLIENT1)
+    running = fleet.start(SITE, **ELSEWHERE)
+    try:
+        wait_for(fleet, CLIENT1, f"test -e {PENDING}", timeout_s=300)
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.communicate(timeout=60)
+    wait_for(fleet, CLIENT1, f"! test -e {PENDING}", timeout_s=120)
+    if network(fleet, CLIENT1) != old:  # it confirmed in its last moment
+        assert fleet.shell(CLIENT1, "ip route show table vpn").count("\n") == 2
+        assert "203.0.113.0/24" in fleet.shell(CLIENT1, f"cat {DOCUMENT}")
+    run = fleet.play(SITE)
+    assert run.code == 0, run.output[-4000:]
+    assert network(fleet, CLIENT1)["ip route"] == old["ip route"]
+    wait_until_seen(fleet, CLIENT1)
+
+
+def test_the_last_change_is_undone_on_request(fleet: Fleet, deployed_again: None) -> None:
+    limit = ("--limit", "vpn_clients")
+    before = network(fleet, CLIENT1)
+    run = fleet.play(SITE, **ELSEWHERE)
+    assert run.code == 0, run.output[-4000:]
+    assert network(fleet, CLIENT1)["ip route"] != before["ip route"]
+    check = fleet.play(ROLLBACK, *limit, "--check", "--diff")
+    back = fleet.play(ROLLBACK, *limit, "--diff")
+    assert check.code == back.code == 0, check.output[-4000:] + back.output[-4000:]
+    assert check.changed() == back.changed() == {CLIENT1: 1, CLIENT2: 1}
+    assert network(fleet, CLIENT1)["ip route"] == before["ip route"]
+    run = fleet.play(SITE)
+    assert run.code == 0, run.output[-4000:]
+    wait_until_seen(fleet, CLIENT1)
+
+
 @pytest.mark.parametrize("host", [SERVER, CLIENT1])
 def test_a_rebooted_host_comes_back(fleet: Fleet, deployed_again: None, host: str) -> None:
     subprocess.run(["docker", "restart", fleet.container(host)], check=True, capture_output=True, timeout=120)
     wait_until_seen(fleet, CLIENT1)
     state = fleet.shell(host, "systemctl is-active culvert-network.service")
     assert state.strip() == "active"
+    finished = "ActiveEnterTimestampMonotonic", "culvert-network"
+    begun = "ExecMainStartTimestampMonotonic", "docker"
+    show = "systemctl show --value --property {} {}.service"
+    ours, engines = (int(fleet.shell(host, show.format(*what))) for what in (finished, begun))
+    assert 0 < ours <= engines, "the engine, which starts the relay, did not wait for the network state"
 
 
 def test_after_a_reboot_a_run_changes_nothing(fleet: Fleet, deployed_again: None) -> None:
