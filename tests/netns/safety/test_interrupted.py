@@ -11,7 +11,7 @@ import pytest
 from tests.netns.lab import eventually
 from tests.netns.safety.documents import MODULE, drop_all, harmless, tunnel, unhurried, with_chain
 from tests.netns.safety.fleet import Fleet
-from tests.netns.safety.ssh_host import across_boots, changed_parts
+from tests.netns.safety.ssh_host import PYTHON, across_boots, changed_parts
 from tests.netns.safety.undone import RESTORED, assert_said, await_begin, await_return
 
 
@@ -33,7 +33,7 @@ def test_two_controllers_at_once(make_fleet: Callable[..., Fleet], second_is_goo
             controller=1,
             pipelining=False,
         )
-        eventually(lambda: host.runs("AnsiballZ_host_network"), 30, "the second module runs")
+        eventually(lambda: host.runs(f"{PYTHON} /home/"), 30, "the second module runs")
         host.path("/run/fault/go-on").touch()
         eventually(lambda: not fleet.reaches(host), 10, "the host is cut off")
         eventually(lambda: fleet.reaches(host), 20 + 10, "the host is back")
