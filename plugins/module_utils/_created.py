@@ -26,8 +26,12 @@ RECORD_PATH = "/var/lib/culvert/created.json"
 
 
 def _here() -> str:
+    """The boot, that of a container which is a host included (another first process), and the namespace."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot_id:
-        return f"{boot_id.read().strip()}/{os.stat('/proc/self/ns/net').st_ino}"
+        boot = boot_id.read().strip()
+    with open("/proc/1/stat", encoding="ascii", errors="replace") as stat:
+        started = stat.read().rpartition(")")[2].split()[19]
+    return f"{boot}-{started}/{os.stat('/proc/self/ns/net').st_ino}"
 
 
 def _load() -> dict[str, Any]:

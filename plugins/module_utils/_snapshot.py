@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._core import HostError
+from ._created import RECORD_PATH
 from ._document import Document
 from ._files import read_text, remove_file, write_text
 from ._host import kernel_has_ipv6
@@ -198,7 +199,14 @@ def put_files_back(snapshot: Mapping[str, Any]) -> None:
     :raises HostError: some of it could not be restored; all the rest has been.
     """
     problems: list[str] = []
-    _put_files_back(snapshot.get("files", {}), problems)
+    files = dict(snapshot.get("files", {}))
+    # What the record says of nftables was made since the restart: without it, that would be left behind.
+    recorded = read_text(RECORD_PATH)
+    if recorded is None:
+        files.pop(RECORD_PATH, None)
+    else:
+        files[RECORD_PATH] = recorded
+    _put_files_back(files, problems)
     if problems:
         raise HostError("; ".join(problems))
 
