@@ -258,6 +258,8 @@ def network(fleet: Fleet, host: str) -> dict[str, list[str]]:
     """Return a host's network state and the documents that it keeps of it, but for what a reboot renews."""
     parts = fleet.snapshot(host)
     documents = fleet.shell(host, "cd /var/lib/culvert && grep -r . . | sort")
+    # The record of what was made in nftables says in which boot it was.
+    documents = re.sub(r"[0-9a-f-]{36}-\d+/\d+", "BOOT", documents)
     kept = {name: parts[name] for name in ("ip rule", "ip route", "iptables-save", "ip6tables-save")}
     routes = [line for line in kept["ip route"] if "fe80:" not in line]
     # Docker's resolver in the host listens on other ports after each start.
