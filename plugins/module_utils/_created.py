@@ -97,8 +97,20 @@ def change_nft_objects(add: tuple[str, ...] = (), remove: tuple[str, ...] = ()) 
     """Only what belongs to this boot and namespace, or to another namespace of this boot, is kept."""
     record = _load()
     here = _here()
-    boot = here.split("/", maxsplit=1)[0]
-    kept = {place: names for place, names in record.get("nft", {}).items() if place.startswith(f"{boot}/")}
+    kept = _of_this_boot(record)
     kept[here] = sorted({*kept.get(here, []), *add} - set(remove))
     record["nft"] = {place: names for place, names in kept.items() if names}
     _store(record)
+
+
+def forget_other_boots() -> None:
+    """Drop what was made in nftables before the last restart: it is gone with it."""
+    record = _load()
+    if record.get("nft"):
+        record["nft"] = _of_this_boot(record)
+        _store(record)
+
+
+def _of_this_boot(record: dict[str, Any]) -> dict[str, list[str]]:
+    boot = _here().split("/", maxsplit=1)[0]
+    return {place: names for place, names in record.get("nft", {}).items() if place.startswith(f"{boot}/")}

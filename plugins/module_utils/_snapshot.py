@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._core import HostError
-from ._created import RECORD_PATH
+from ._created import RECORD_PATH, forget_other_boots
 from ._document import Document
 from ._files import read_text, remove_file, write_text
 from ._host import kernel_has_ipv6
@@ -200,7 +200,9 @@ def put_files_back(snapshot: Mapping[str, Any]) -> None:
     """
     problems: list[str] = []
     files = dict(snapshot.get("files", {}))
-    # What the record says of nftables was made since the restart: without it, that would be left behind.
+    # What the record says of this boot was made since the restart: without it, that would be left behind.
+    with _noting(problems):
+        forget_other_boots()
     recorded = read_text(RECORD_PATH)
     if recorded is None:
         files.pop(RECORD_PATH, None)

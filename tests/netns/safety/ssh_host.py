@@ -47,12 +47,15 @@ say sysctls; sysctl -a -r '^net[.]ipv4[.](conf|ip_forward)|^net[.]ipv6[.]conf' 2
 say files
 cd /
 set -- var/lib/culvert etc/sysctl.d etc/iproute2 etc/init.d etc/rc?.d usr/local/lib/culvert
-find "$@" -type f ! -path 'var/lib/culvert/pending/*' -exec sha256sum {} + 2>/dev/null | sort -k 2
+record=var/lib/culvert/created.json
+find "$@" -type f ! -path 'var/lib/culvert/pending/*' ! -path $record -exec sha256sum {} + | sort -k 2
+[ ! -e $record ] || cat $record
 find "$@" -type l -printf '%p -> %l\n' 2>/dev/null | sort
 """
 _COUNTERS = re.compile(r"\[\d+:\d+\]|packets \d+ bytes \d+|^# (Generated|Completed).*\n", re.MULTILINE)
 _NEW_AT_BOOT = re.compile(
-    r"^\d+: |@if\d+|link/ether \S+|link-netnsid \d+|fe80::[0-9a-f:]{2,}\S*", re.MULTILINE
+    r"^\d+: |@if\d+|link/ether \S+|link-netnsid \d+|fe80::[0-9a-f:]{2,}\S*|[0-9a-f-]{36}-\d+/\d+",
+    re.MULTILINE,
 )
 
 # Stands before the program of iptables-restore. At its first write it does what a test has put there.
@@ -240,6 +243,6 @@ def changed_parts(before: Mapping[str, str], after: Mapping[str, str]) -> str:
 
 def across_boots(state: Mapping[str, str]) -> dict[str, str]:
     """A state without what the kernel and the cable make anew at every boot: numbers of devices, hardware
-    addresses and the link-local addresses that follow from them.
+    addresses and the link-local addresses that follow from them, and the boot that our own record names.
     """
     return {part: _NEW_AT_BOOT.sub("", text) for part, text in state.items()}
