@@ -84,7 +84,10 @@ def in_words(outcome: Mapping[str, Any]) -> str:
 
 def is_committed(transaction: Transaction) -> bool:
     """Whether the store has the next document already, and only the end of the transaction is missing."""
-    stored = _store.load(transaction.name)
+    try:
+        stored = _store.load(transaction.name)
+    except HostError:
+        return False  # a file that cannot be relied on must not keep the host from its way back
     if transaction.next.is_empty:
         return transaction.generation > 0 and stored is None
     return (

@@ -202,9 +202,13 @@ def test_undone_by_hand_before_the_deadline(networked: Host) -> None:
     assert not networked.module("network_commit", state="rolled_back", transaction=began["id"]).changed
 
 
-def test_a_change_of_a_document_goes_back_to_the_one_before(networked: Host) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_change_of_a_document_goes_back_to_the_one_before(networked: Host, damaged: bool) -> None:
+    """Also when the file of the one before cannot be read any more: the transaction holds it, too."""
     change(networked, "here")
     before = state(networked)
+    stored = networked.directory / f"lib/culvert/network.d/{DOCUMENT['name']}.json"
+    content = stored.read_text()
     other = {
         **DOCUMENT,
         "devices": [{"name": "culvert0", "addresses": ["10.87.0.2/16"]}],
@@ -215,7 +219,10 @@ def test_a_change_of_a_document_goes_back_to_the_one_before(networked: Host) -> 
     change(networked, "launch", document=other, timeout_s=SHORT_S)
     applied(networked)
     assert "10.87.0.2/16" in networked.run("ip", "addr")
+    if damaged:
+        stored.write_text(content[:-20])
     undone(networked)
+    stored.write_text(content)
     assert state(networked) == before
 
 
