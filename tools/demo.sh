@@ -23,7 +23,7 @@ up() {
     say "Looking at what came of it, with playbooks/status.yml"
     play playbooks/status.yml
     say "The demo took $((SECONDS - started)) s. Remove it with: make demo-down"
-    say "Look around with: docker exec -it culvert-demo-client1 bash, then e.g. curl http://203.0.113.50"
+    say "Look around with: docker exec -it culvert-demo-client1 bash, then e.g. curl http://203.0.113.29"
 }
 
 case ${1:-} in

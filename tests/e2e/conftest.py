@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fleet import Fleet
 
-#: Which quarter of the pretend-public networks a lab has. The demo has 0, Molecule 2.
-NUMBERS = {"site": 1, "refusals": 3}
+#: Which eighth of the pretend-public networks a lab has. The demo has 0, Molecule 2; 6 and 7 are free to try
+#: things out.
+NUMBERS = {"site": 1, "refusals": 3, "dns": 4, "leaks": 5}
 
 
 @pytest.fixture(scope="module")

@@ -91,8 +91,10 @@ class Fleet:
     """A lab by its name; :meth:`up` makes it and :meth:`down` removes it."""
 
     name: str
-    number: int  # which quarter of the pretend-public networks is its own, 0 to 3; the demo has 0
+    number: int  # which eighth of the pretend-public networks is its own, 0 to 7; the demo has 0
     image: str = "culvert/host:trixie"
+    #: Inventories on top of the demo's, for a lab with more hosts or other ones.
+    more: list[Path] = field(default_factory=list)
     logs: list[str] = field(default_factory=list)
     _first_on_path: list[str] = field(default_factory=list)
 
@@ -101,30 +103,39 @@ class Fleet:
         return {
             "lab_name": self.name,
             "lab_image": self.image,
-            "lab_subnet4": f"198.51.100.{64 * self.number}/26",
+            "lab_subnet4": f"198.51.100.{32 * self.number}/27",
             "lab_subnet6": f"2001:db8:{51 + self.number}::/64",
-            "lab_internet4": f"203.0.113.{64 * self.number}/26",
+            "lab_internet4": f"203.0.113.{32 * self.number}/27",
+            "relay_image_archive": str(ROOT / ".cache" / "relay-image.tar"),
         }
 
     def outer(self, number: int) -> str:
-        return f"198.51.100.{64 * self.number + number}"
+        return f"198.51.100.{32 * self.number + number}"
 
     def internet(self, number: int) -> str:
-        return f"203.0.113.{64 * self.number + number}"
+        return f"203.0.113.{32 * self.number + number}"
 
     def container(self, host: str) -> str:
         return f"culvert-{self.name}-{host.rpartition('-')[2]}"
 
-    def _command(self, playbook: str, *arguments: str, inventory: Path, **variables: Any) -> list[str]:
+    def _command(
+        self, playbook: str, *arguments: str, inventory: Path | None = None, **variables: Any
+    ) -> list[str]:
         extra = json.dumps({**self._variables, **variables})
+        inventories = [inventory] if inventory else [INVENTORY, *self.more]
         return [
-            *("ansible-playbook", "--inventory", str(inventory), "--extra-vars", extra),
+            "ansible-playbook",
+            *(f"--inventory={path}" for path in inventories),
+            *("--extra-vars", extra),
             *arguments,
             str(ROOT / playbook),
         ]
 
-    def play(self, playbook: str, *arguments: str, inventory: Path = INVENTORY, **variables: Any) -> Run:
-        """Run a playbook of the repository on the fleet; what it printed is kept in `logs`."""
+    def play(self, playbook: str, *arguments: str, inventory: Path | None = None, **variables: Any) -> Run:
+        """Run a playbook of the repository on the fleet; what it printed is kept in `logs`.
+
+        :param inventory: instead of the fleet's own.
+        """
         command = self._command(playbook, *arguments, inventory=inventory, **variables)
         done = subprocess.run(
             command,
@@ -142,7 +153,7 @@ class Fleet:
     def start(self, playbook: str, **variables: Any) -> subprocess.Popen[str]:
         """Start a playbook, in a process group of its own, so that all of it can be killed."""
         return subprocess.Popen(
-            self._command(playbook, inventory=INVENTORY, **variables),
+            self._command(playbook, **variables),
             cwd=ROOT,
             env=self._environment(),
             text=True,
