@@ -93,8 +93,8 @@ class Fleet:
     name: str
     number: int  # which eighth of the pretend-public networks is its own, 0 to 7; the demo has 0
     image: str = "culvert/host:trixie"
-    #: Inventories on top of the demo's, for a lab with more hosts or other ones.
-    more: list[Path] = field(default_factory=list)
+    #: More than one are read one on top of the other.
+    inventories: list[Path] = field(default_factory=lambda: [INVENTORY])
     logs: list[str] = field(default_factory=list)
     _first_on_path: list[str] = field(default_factory=list)
 
@@ -122,7 +122,7 @@ class Fleet:
         self, playbook: str, *arguments: str, inventory: Path | None = None, **variables: Any
     ) -> list[str]:
         extra = json.dumps({**self._variables, **variables})
-        inventories = [inventory] if inventory else [INVENTORY, *self.more]
+        inventories = [inventory] if inventory else self.inventories
         return [
             "ansible-playbook",
             *(f"--inventory={path}" for path in inventories),
