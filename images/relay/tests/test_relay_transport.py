@@ -24,6 +24,7 @@ from culvert.endpoint import Endpoint
 from culvert.offloads import GRO, GSO
 from culvert.transport import Transport
 from culvert.transport import udp as udp_module
+from culvert.transport.base import Unsent
 from culvert.transport.memory import MemoryNetwork, coalesced
 from culvert.transport.udp import UdpTransport
 from relay_kernel import in_new_namespace, ip, needs_root, until
@@ -247,10 +248,10 @@ def test_any_mark_of_32_bits_is_set_or_not_allowed(mark: int) -> None:
 def test_udp_survives_what_cannot_be_sent() -> None:
     transport = UdpTransport(0, 0)
     far = Endpoint("255.255.255.255", 1)
-    assert transport.send([run_of(far, b"x"), run_of(Endpoint("127.0.0.1", 9), bytes(70_000))]) in (
-        [],
-        [far],
-    )
+    near = Endpoint("127.0.0.1", 9)
+    unsent = transport.send([run_of(far, b"x"), run_of(near, bytes(70_000))])
+    assert Unsent(near, errno.EMSGSIZE) in unsent
+    assert {endpoint for endpoint, _ in unsent} <= {far, near}
     transport.close()
 
 
@@ -332,7 +333,8 @@ def test_where_there_is_no_route_runs_say_so() -> None:
         transport = UdpTransport(0, 0)
         for host in ("198.51.100.1", "2001:db8::1"):
             target = Endpoint(host, 7)
-            assert transport.send([run_of(target, bytes(9), bytes(9)), run_of(target, b"x")]) == [target] * 2
+            unsent = transport.send([run_of(target, bytes(9), bytes(9)), run_of(target, b"x")])
+            assert unsent == [Unsent(target, errno.ENETUNREACH)] * 2
         assert transport.offloads == ALL
         transport.close()
 

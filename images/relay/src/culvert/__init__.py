@@ -10,7 +10,7 @@ Layers, each importing only downwards::
     uapi, config, update                       text in, a wanted change out
     device, handshake, peer                    the sans-I/O engine: time is an argument, never read
     batch, keypair, timers                     sealing and opening runs of packets, session keys, deadlines
-    noise, cookie, replay, allowedips, ...     leaf ideas, one file each
+    noise, cookie, replay, rejections, ...     leaf ideas, one file each
 
 "WireGuard paper" in comments means J. A. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel".
 """

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import errno
+
 # --- Specification: WireGuard paper section 6.1 -------------------------------------------------------------
 
 REKEY_AFTER_MESSAGES = 2**60
@@ -53,6 +55,10 @@ UNDER_LOAD_S = 1.0
 # ICMP errors to local senders.
 ICMP_RATE_PER_S = 100.0
 ICMP_BURST = 50
+# What a socket says of an endpoint that there is no way to.
+NO_ROUTE_ERRORS = frozenset(
+    (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EAFNOSUPPORT)
+)
 # How long an endpoint without a route is taken for unreachable, and how many such endpoints are remembered.
 UNREACHABLE_S = 1.0
 MAX_UNREACHABLE = 1024

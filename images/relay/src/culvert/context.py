@@ -17,6 +17,7 @@ from .endpoint import Endpoint
 from .keypair import Keypair
 from .keys import Identity
 from .pure import PureBatch
+from .rejections import Rejections
 from .tai64n import Tai64nClock
 from .timers import TimerQueue
 
@@ -91,6 +92,7 @@ class Context:
         self.outgoing: list[OutgoingRun] = []
         self.incoming: list[Buffer] = []
         self.events: list[Event] = []
+        self.rejections = Rejections()
 
     def new_index(self) -> int:
         """A random receiver index that names nothing yet (WireGuard paper section 5.4.2)."""

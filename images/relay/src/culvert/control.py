@@ -39,7 +39,7 @@ class ControlTarget(Protocol):
         """The device's state, see :func:`culvert.uapi.format_get`."""
 
     def about(self) -> str:
-        """How the process works, see :func:`culvert.uapi.format_about`."""
+        """How the process works, see :func:`culvert.about.format_about`."""
 
     def apply(self, update: DeviceUpdate) -> None:
         """:raises RequestError: it cannot be done; nothing was."""

@@ -13,6 +13,7 @@ Bytes and ``now`` go in (:meth:`Device.receive_datagrams`, :meth:`Device.send_fr
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,6 +24,7 @@ from .constants import (
     ICMP_RATE_PER_S,
     MAX_PEERS,
     MAX_UNREACHABLE,
+    NO_ROUTE_ERRORS,
     REJECT_AFTER_TIME_S,
     UNREACHABLE_S,
 )
@@ -30,11 +32,13 @@ from .context import Context, Event, OutgoingRun
 from .endpoint import Endpoint
 from .frame import PLAIN, VNET_HEADER_BYTES
 from .handshake import HandshakePlane
+from .ip import is_multicast
 from .ip import unreachable as icmp_unreachable
 from .keypair import Keypair
 from .keys import Identity
 from .peer import Peer
 from .ratelimit import TokenBucket
+from .rejections import Reason, Rejection
 
 __all__ = ["Device", "Received"]
 
@@ -166,16 +170,30 @@ class Device:
             run = frames[start:stop]
             peer = lookup(destination)
             if peer is None or peer.endpoint is None or (unreachable and peer.endpoint in unreachable):
-                self._refuse(run, now)
+                self._refuse(run, destination, peer, now)
             else:
                 peer.send(run, ecn, segments, now)
 
-    def _refuse(self, frames: Sequence[Buffer], now: float) -> None:
+    def _refuse(self, frames: Sequence[Buffer], destination: bytes, peer: Peer | None, now: float) -> None:
         """Nobody to send it to: the local sender is told (as Linux's WireGuard does), at a bounded rate."""
+        note, count = self._context.rejections.note, len(frames)
+        if peer is not None and peer.endpoint is None:
+            key = peer.public_key
+            note(Reason.NO_ENDPOINT, key, now, public_key=key, address=destination, count=count)
+        elif peer is None and not is_multicast(destination):
+            # Every device is asked for its neighbours and routers: that such questions go nowhere is no news.
+            note(Reason.NO_ALLOWED_IP, destination, now, address=destination, count=count)
         for frame in frames:
             error = icmp_unreachable(memoryview(frame)[VNET_HEADER_BYTES:])
             if error is not None and self._icmp.allow(now):
                 self._context.incoming.append(PLAIN + error)
+
+    def send_failed(self, endpoint: Endpoint, code: int, now: float) -> None:
+        """The socket refused datagrams for ``endpoint`` with that errno."""
+        name = errno.errorcode.get(code, str(code))
+        self._context.rejections.note(Reason.SEND_ERROR, endpoint.packed, now, endpoint=endpoint, detail=name)
+        if code in NO_ROUTE_ERRORS:
+            self.endpoint_unreachable(endpoint, now)
 
     def endpoint_unreachable(self, endpoint: Endpoint, now: float) -> None:
         """The network has no route to ``endpoint``: for a second, senders are told so instead of going
@@ -225,12 +243,21 @@ class Device:
                 return 0
             data = True
             # Section 2, cryptokey routing: the source address must route back to the peer it came from.
-            return fresh if source and lookup(source) is peer else 0
+            if not source or lookup(source) is peer:
+                return fresh if source else 0
+            self._refuse_source(peer, endpoint, source, fresh.bit_count(), now)
+            return 0
 
         frames = context.batch.open(keypair.receive_key, pieces, congested, context.coalesce, accept)
         if fresh_bytes:
             context.incoming += frames
             peer.received(keypair, endpoint, fresh_bytes, data, now)
+
+    def _refuse_source(self, peer: Peer, endpoint: Endpoint, source: bytes, count: int, now: float) -> None:
+        key = peer.public_key
+        self._context.rejections.note(
+            Reason.SOURCE, key + source, now, endpoint=endpoint, public_key=key, address=source, count=count
+        )
 
     # --- Timers and output ----------------------------------------------------------------------------------
 
@@ -251,6 +278,17 @@ class Device:
         """Frames for the TUN device, in order; each is returned once."""
         incoming, self._context.incoming = self._context.incoming, []
         return incoming
+
+    def rejections(self) -> list[Rejection]:
+        """What was refused lately, the latest first."""
+        found = self._context.rejections.latest()
+        if any(entry.reason is Reason.SEND_ERROR for entry in found):
+            # Whose endpoint that is was not looked up each time.
+            owners = {peer.endpoint: peer.public_key for peer in self._peers.values()}
+            for entry in found:
+                if entry.reason is Reason.SEND_ERROR and entry.endpoint in owners:
+                    entry.public_key = owners[entry.endpoint]
+        return found
 
     def events(self) -> list[Event]:
         """What happened since the last call."""

@@ -10,8 +10,8 @@ __all__ = ["BadPacket", "ConfigError", "CulvertError", "RequestError"]
 class BadPacket(Exception):
     """A datagram or packet that is dropped, whatever was wrong with it.
 
-    One class and no text: a sender (and our own log) learns nothing from which check failed
-    (WireGuard paper section 5.3, silence).
+    One class and no text: a sender learns nothing from which check failed (WireGuard paper section 5.3,
+    silence). What the owner of the device is told is in :mod:`culvert.rejections`.
     """
 
 

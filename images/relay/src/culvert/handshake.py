@@ -29,6 +29,7 @@ from .messages import (
 from .noise import ResponderHandshake
 from .peer import Peer
 from .ratelimit import LoadMeter, SourceLimiter
+from .rejections import Reason
 
 __all__ = ["HandshakePlane"]
 
@@ -64,7 +65,10 @@ class HandshakePlane:
     def _handshake(self, kind: int, data: bytes, endpoint: Endpoint, now: float) -> None:
         message = Initiation.unpack(data) if kind == TYPE_INITIATION else Response.unpack(data)
         checker = self._checker
-        if checker is None or not checker.check_mac1(data):
+        if checker is None:
+            raise BadPacket
+        if not checker.check_mac1(data):
+            self._context.rejections.note(Reason.MAC1, endpoint.source, now, endpoint=endpoint)
             raise BadPacket
         if self._load.message(now):
             if not checker.check_mac2(data, endpoint.packed, now):
@@ -85,8 +89,12 @@ class HandshakePlane:
         handshake = ResponderHandshake(identity, message.ephemeral, message.static, message.timestamp)
         peer = self._peers.get(handshake.remote_static)
         if peer is None or peer.static_static is None:
+            self._refuse(Reason.UNKNOWN_PEER, handshake.remote_static, endpoint, now)
             raise BadPacket
         timestamp = handshake.read_timestamp(peer.static_static)
+        if timestamp < peer.latest_timestamp:
+            # The same one again is a network's doing, and says nothing about the peer's clock.
+            self._refuse(Reason.STALE_TIMESTAMP, peer.public_key, endpoint, now)
         peer.accept_initiation(timestamp, now)
         peer.respond(handshake, message.sender, endpoint, size_bytes, now)
 
@@ -94,7 +102,14 @@ class HandshakePlane:
         peer = self._context.handshakes.get(message.receiver)
         if peer is None:
             raise BadPacket
-        peer.consume_response(message, endpoint, size_bytes, now)
+        try:
+            peer.consume_response(message, endpoint, size_bytes, now)
+        except BadPacket:
+            self._refuse(Reason.BAD_RESPONSE, peer.public_key, endpoint, now)
+            raise
+
+    def _refuse(self, reason: Reason, public_key: bytes, endpoint: Endpoint, now: float) -> None:
+        self._context.rejections.note(reason, public_key, now, endpoint=endpoint, public_key=public_key)
 
     def _cookie_reply(self, reply: CookieReply, now: float) -> None:
         # It names the index of our initiation, or of the response that our next keypair came from.

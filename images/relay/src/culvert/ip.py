@@ -8,7 +8,16 @@ import struct
 
 from .batch import Buffer
 
-__all__ = ["ECN_CE", "destination", "ecn_bits", "mark_congestion", "payload_length", "source", "unreachable"]
+__all__ = [
+    "ECN_CE",
+    "destination",
+    "ecn_bits",
+    "is_multicast",
+    "mark_congestion",
+    "payload_length",
+    "source",
+    "unreachable",
+]
 
 ECN_CE = 3
 
@@ -33,6 +42,13 @@ def destination(packet: Buffer) -> bytes | None:
     if version == 6 and len(packet) >= 40:
         return bytes(packet[24:40])
     return None
+
+
+def is_multicast(address: bytes) -> bool:
+    """Whether a packed address is for many: multicast, or IPv4's broadcast."""
+    if len(address) == 4:
+        return address[0] >> 4 == 14 or address == b"\xff\xff\xff\xff"
+    return address[0] == 0xFF
 
 
 def source(packet: Buffer) -> bytes:

@@ -92,7 +92,7 @@ class Peer:
         self._last_minute = False
         self._sent_handshake_s = float("-inf")
         self._answered_initiation_s = float("-inf")
-        self._latest_timestamp = bytes(12)
+        self.latest_timestamp = bytes(12)
         self.identity_changed()
 
     def __repr__(self) -> str:
@@ -281,11 +281,11 @@ class Peer:
         :raises BadPacket: replayed (section 5.1: the timestamp must be greater than every earlier one), or
             one too many in a short time.
         """
-        if timestamp <= self._latest_timestamp:
+        if timestamp <= self.latest_timestamp:
             raise BadPacket
         if now - self._answered_initiation_s < 1 / INITIATIONS_PER_SECOND:
             raise BadPacket
-        self._latest_timestamp = timestamp
+        self.latest_timestamp = timestamp
         self._answered_initiation_s = now
 
     def respond(

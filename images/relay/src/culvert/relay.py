@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable
 
+from .about import format_about
 from .config import Config
 from .constants import REJECT_AFTER_TIME_S, RESOLVE_AFTER_ATTEMPTS, SILENT_AFTER_ATTEMPTS
 from .context import Event, EventKind
@@ -24,7 +25,7 @@ from .reload import difference
 from .resolve import Resolution, Resolver
 from .transport import Transport, TransportFactory
 from .tun import Tun
-from .uapi import format_about, format_get
+from .uapi import format_get
 from .update import DeviceUpdate, apply_peers, check_peers
 
 __all__ = ["Relay"]
@@ -88,8 +89,9 @@ class Relay:
         return format_get(self.device, self.listen_port, self.fwmark)
 
     def about(self) -> str:
-        """How packets are moved, for the control socket."""
-        return format_about(self.device.batch_name, self.offloads)
+        """How packets are moved and which were refused, for the control socket."""
+        now = self._clock()
+        return format_about(self.device.batch_name, self.offloads, self.device.rejections(), (), now)
 
     @property
     def offloads(self) -> frozenset[str]:
@@ -220,8 +222,8 @@ class Relay:
             self.device.coalesce = self.tun.coalesce
         runs = self.device.datagrams_to_send()
         if runs and self.transport is not None:
-            for endpoint in self.transport.send(runs):
-                self.device.endpoint_unreachable(endpoint, self._clock())
+            for endpoint, code in self.transport.send(runs):
+                self.device.send_failed(endpoint, code, self._clock())
         for event in self.device.events():
             self._on_event(event)
 

@@ -10,6 +10,7 @@ import socket
 import time
 from typing import Any
 
+from .about import read_about
 from .control import DEFAULT_DIRECTORY, socket_path
 from .errors import CulvertError
 from .keys import Identity
@@ -60,7 +61,7 @@ def query(name: str, directory: str = DEFAULT_DIRECTORY) -> dict[str, Any]:
         "public_key": None,
         "listen_port": 0,
         "fwmark": 0,
-        **_read_about(about),
+        **read_about(about),
         "peers": [],
     }
     peer: dict[str, Any] = {}
@@ -81,16 +82,6 @@ def query(name: str, directory: str = DEFAULT_DIRECTORY) -> dict[str, Any]:
         elif key == "errno" and value != "0":
             raise CulvertError(f"{path}: the device answers errno {value}")
     return device
-
-
-def _read_about(text: str) -> dict[str, Any]:
-    """The answer to ``culvert=1``; another program's answer to it (none, or an errno) says nothing."""
-    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    if values.get("errno") != "0" or not {"batch", "offloads"} <= values.keys():
-        return {"batch": None, "offloads": None}
-    # Names that we do not know may be a later relay's.
-    offloads = [name for name in values["offloads"].split(", ") if name != "none"]
-    return {"batch": values["batch"], "offloads": offloads}
 
 
 _PEER_KEYS: dict[str, tuple[str, Any]] = {
@@ -164,6 +155,9 @@ def render(device: dict[str, Any]) -> str:
     if device["batch"] is not None:
         lines.append(f"  batch: {device['batch']}")
         lines.append(f"  offloads: {', '.join(device['offloads']) or 'none'}")
+    for capture in device["captures"]:
+        text = f"{capture['packets']} packets, {capture['bytes']} B in {capture['age_s']} s"
+        lines.append(f"  capture: running, {text}, filter {capture['filter'] or '(none)'}")
     for peer in device["peers"]:
         lines += ["", f"peer: {peer['public_key']}"]
         if peer["endpoint"]:
@@ -175,4 +169,33 @@ def render(device: dict[str, Any]) -> str:
         lines.append(f"  transfer: {peer['rx_bytes']} B received, {peer['tx_bytes']} B sent")
         if peer["persistent_keepalive_s"]:
             lines.append(f"  persistent keepalive: every {peer['persistent_keepalive_s']} s")
+    if device["rejections"]:
+        lines += ["", "refused lately:"]
+        lines += [f"  {_refused(entry)}" for entry in device["rejections"]]
     return "\n".join(lines)
+
+
+# What is refused, in words; the reasons themselves are explained in culvert.rejections.
+_REASONS = {
+    "mac1": "handshakes that were not made for our public key",
+    "unknown_peer": "initiations by a public key that no peer has",
+    "stale_timestamp": "initiations older than the peer's last one (its clock went back, or a replay)",
+    "bad_response": "answers to our initiation that do not fit (the pre-shared keys differ)",
+    "source": "packets out of the tunnel from an address that is not the peer's",
+    "no_allowed_ip": "packets for an address that no peer has",
+    "no_endpoint": "packets for a peer without an endpoint",
+    "send_error": "datagrams that the socket did not take",
+}
+
+
+def _refused(entry: dict[str, Any]) -> str:
+    """One line: how many of what, from whom or for whom, when."""
+    who = (
+        ("from" if entry["reason"] not in ("send_error", "no_endpoint") else "for", entry["endpoint"]),
+        ("peer", entry["public_key"]),
+        ("source" if entry["reason"] == "source" else "destination", entry["address"]),
+        ("error", entry["detail"]),
+    )
+    what = _REASONS.get(entry["reason"], str(entry["reason"]))
+    known = "".join(f", {name} {value}" for name, value in who if value)
+    return f"{entry['count']} {what}{known}, last {entry['age_s']} s ago"

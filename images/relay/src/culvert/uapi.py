@@ -3,14 +3,13 @@
 """The text of WireGuard's userspace API (https://www.wireguard.com/xplatform/): requests in, answers out.
 
 No sockets here: :func:`parse_set` makes a :class:`~culvert.update.DeviceUpdate` of a request,
-:func:`format_get` the answer to ``get=1``, :func:`format_about` that to ``culvert=1``, an operation of our
-own about the process rather than the device. A request is checked whole before anything of it is done.
+:func:`format_get` the answer to ``get=1``. A request is checked whole before anything of it is done.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .allowedips import Network
@@ -19,10 +18,9 @@ from .device import Device
 from .endpoint import parse_endpoint
 from .errors import RequestError
 from .keys import decode_hex
-from .offloads import format_offloads
 from .update import DeviceUpdate, PeerUpdate
 
-__all__ = ["format_about", "format_get", "parse_set"]
+__all__ = ["format_get", "parse_set"]
 
 _NANOSECONDS = 1_000_000_000
 
@@ -53,11 +51,6 @@ def format_get(device: Device, listen_port: int, fwmark: int) -> str:
         lines.append(f"persistent_keepalive_interval={peer.keepalive_interval_s}")
         lines.extend(f"allowed_ip={network}" for network in device.allowed_ips(peer))
     return "".join(line + "\n" for line in lines)
-
-
-def format_about(batch: str, offloads: Set[str]) -> str:
-    """How a process moves packets: what seals them, and the kernel's offloads in effect."""
-    return f"batch={batch}\noffloads={format_offloads(offloads)}\n"
 
 
 def _number(bits: int) -> Callable[[str], int]:

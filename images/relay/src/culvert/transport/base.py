@@ -5,13 +5,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..batch import Received
 from ..context import OutgoingRun
 from ..endpoint import Endpoint
 
-__all__ = ["Transport", "TransportFactory"]
+__all__ = ["Transport", "TransportFactory", "Unsent"]
+
+
+class Unsent(NamedTuple):
+    """Datagrams that the kernel did not take."""
+
+    endpoint: Endpoint
+    code: int
+    "The errno."
 
 
 class Transport(Protocol):
@@ -28,8 +36,8 @@ class Transport(Protocol):
         than 512 KiB; their data is valid until the next call.
         """
 
-    def send(self, runs: Sequence[OutgoingRun]) -> list[Endpoint]:
-        """Send runs in order; the endpoints to which there was no route."""
+    def send(self, runs: Sequence[OutgoingRun]) -> list[Unsent]:
+        """Send runs in order; those of which something was refused. A full buffer is no refusal."""
 
     def set_offloads(self, off: frozenset[str]) -> None:
         """Use what the kernel can do, but for ``off`` (names of :mod:`culvert.offloads`)."""

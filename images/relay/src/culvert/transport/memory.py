@@ -14,6 +14,7 @@ from ..batch import Received
 from ..context import OutgoingRun
 from ..endpoint import Endpoint
 from ..offloads import GRO, GSO
+from .base import Unsent
 
 __all__ = ["MemoryNetwork", "MemoryTransport", "coalesced"]
 
@@ -120,7 +121,7 @@ class MemoryTransport:
     def offloads(self) -> frozenset[str]:
         return frozenset((GSO, GRO)) - self._off
 
-    def send(self, runs: Sequence[OutgoingRun]) -> list[Endpoint]:
+    def send(self, runs: Sequence[OutgoingRun]) -> list[Unsent]:
         for run in runs:
             self._network.deliver(self._endpoint, run)
         return []

@@ -26,9 +26,11 @@ from collections.abc import Iterator, Sequence
 
 from ..batch import Buffer, Chunk, Received
 from ..calls import UDP_GRO, UDP_SEGMENT, Address, Ancillary, Calls, Known, PythonCalls
+from ..constants import NO_ROUTE_ERRORS
 from ..context import OutgoingRun
 from ..endpoint import Endpoint
 from ..offloads import GRO, GSO
+from .base import Unsent
 
 __all__ = ["UdpTransport"]
 
@@ -53,7 +55,6 @@ _BUFFER_BYTES = 1 << 20
 # Endpoints remembered so that a flow's datagrams share one object; forgotten when there are more.
 _MAX_REMEMBERED = 4096
 _SEND_WAIT_MS = 20
-_NO_ROUTE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN))
 _BAD_SOURCE = frozenset((errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.ENODEV))
 
 _log = logging.getLogger("culvert")
@@ -155,17 +156,19 @@ class UdpTransport:
             endpoint = self._endpoints[address, local] = Endpoint(host, port, scope_id, local)
         return endpoint, ecn
 
-    def send(self, runs: Sequence[OutgoingRun]) -> list[Endpoint]:
-        unreachable: list[Endpoint] = []
+    def send(self, runs: Sequence[OutgoingRun]) -> list[Unsent]:
+        unsent: list[Unsent] = []
         for endpoint, chunks, tos in runs:
             sock = self._by_family.get(endpoint.family)
-            if sock is None or not self._send_chunks(sock, endpoint, chunks, tos):
-                unreachable.append(endpoint)
-        return unreachable
+            code = self._send_chunks(sock, endpoint, chunks, tos) if sock is not None else errno.EAFNOSUPPORT
+            if code:
+                unsent.append(Unsent(endpoint, code))
+        return unsent
 
-    def _send_chunks(self, sock: socket.socket, endpoint: Endpoint, chunks: list[Chunk], tos: int) -> bool:
-        """Whether there was a route."""
+    def _send_chunks(self, sock: socket.socket, endpoint: Endpoint, chunks: list[Chunk], tos: int) -> int:
+        """0, or the errno of the last datagram that was refused; without a route no more are tried."""
         address = endpoint.sockaddr
+        refused = 0
         ancillary = self._write_ancillary(endpoint, tos)
         for data, segment_bytes in chunks:
             code = 0
@@ -177,12 +180,13 @@ class UdpTransport:
             last = 0
             for datagram in _datagrams(data, segment_bytes):
                 last = self._send_datagram(sock, endpoint, datagram, tos)
-                if last in _NO_ROUTE:
-                    return False
+                if last in NO_ROUTE_ERRORS:
+                    return last
+                refused = last if last not in (0, errno.EAGAIN) else refused
             if code == errno.EIO and not last:
                 self._sends_runs = False
                 _log.warning("UDP socket: refuses runs of datagrams: %s is switched off", GSO)
-        return True
+        return refused
 
     def _send_datagram(self, sock: socket.socket, endpoint: Endpoint, datagram: Buffer, tos: int) -> int:
         """Send one datagram; 0 or an errno."""
