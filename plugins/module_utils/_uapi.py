@@ -5,7 +5,8 @@
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 # Do not use this from other collections or standalone plugins/modules!
 
-"""Talks to a relay over WireGuard's userspace API (https://www.wireguard.com/xplatform/): "get" and "set".
+"""Talks to a relay over WireGuard's userspace API (https://www.wireguard.com/xplatform/): "get" and "set", and
+"culvert", which only our own relay knows: what it refused lately, and why.
 
 The answer to "get" holds the private key and the pre-shared keys. Of the private key only the public key that
 belongs to it is kept; the others are kept in a form that prints as nothing, to be compared with wanted ones.
@@ -60,6 +61,60 @@ class Relay:
     listen_port: int = 0
     fwmark: int = 0
     peers: tuple[Peer, ...] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """What a relay refused; see ``images/relay/src/culvert/rejections.py``.
+
+    :ivar reason: ``mac1``, ``unknown_peer``, ``stale_timestamp``, ``bad_response``, ``source``, ``no_allowed_ip``,
+        ``no_endpoint``, ``send_error``, or what a later relay may say.
+    :ivar endpoint: where it came from, or was to go; empty where that is not known, as the next two.
+    :ivar public_key: base64.
+    :ivar address: the inner packet's source (``source``) or destination.
+    :ivar count: how often.
+    :ivar age_s: since the latest time.
+    :ivar detail: of ``send_error`` the name of the error, such as ``EHOSTUNREACH``.
+    """
+
+    reason: str
+    endpoint: str = ""
+    public_key: str = ""
+    address: str = ""
+    count: int = 1
+    age_s: int = 0
+    detail: str = ""
+
+
+def rejections(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> tuple[Rejection, ...] | None:
+    """What the relay behind the socket ``path`` refused lately, the latest first; ``None`` if nothing is
+    listening there, or another program that does not know the question.
+    """
+    try:
+        reply = _exchange(path, b"culvert=1\n\n", timeout_s)
+    except HostError:
+        return None
+    return None if reply is None else parse_rejections(reply.decode("ascii", "replace"))
+
+
+def parse_rejections(reply: str) -> tuple[Rejection, ...] | None:
+    """Of the answer to ``culvert=1``. Keys, and fields at the end of a line, that are not known are passed
+    over.
+    """
+    lines = [line.partition("=") for line in reply.splitlines()]
+    if ("errno", "0") not in [(key, value) for key, _equals, value in lines]:
+        return None
+    found = [_rejection(value) for key, _equals, value in lines if key == "rejection"]
+    return tuple(rejection for rejection in found if rejection)
+
+
+def _rejection(text: str) -> Rejection | None:
+    words = ["" if word == "-" else word for word in text.split()]
+    words += [""] * (7 - len(words))
+    reason, endpoint, public_key, address, count, age_s, detail = words[:7]
+    if not reason or not count.isdigit() or not age_s.isdigit():
+        return None
+    return Rejection(reason, endpoint, public_key, address, int(count), int(age_s), detail)
 
 
 def socket_path_of(options: Options, name: str) -> str:
