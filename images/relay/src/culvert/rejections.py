@@ -7,8 +7,9 @@ The network hears nothing of it (WireGuard paper section 5.3, silence). Anybody 
 1. Memory is bounded: :data:`MAX_REJECTIONS` entries, whatever comes.
 2. One more of what is known costs a look-up, and one that is not known a look-up and a token bucket. While
    there are too many, new ones are mostly not taken: each reason may replace one entry a second.
-3. Where there is no room, the reason with the most entries gives up the one unused for longest. So a flood
-   of one kind leaves the others alone, and what keeps happening stays.
+3. Where there is no room, the reason with the most entries gives up the oldest thing that happened once, or
+   the one that was not repeated for longest. So a flood of one kind leaves the others alone, and what keeps
+   happening stays.
 4. Nothing here is a secret: addresses and public keys alone.
 """
 
@@ -110,7 +111,10 @@ class Rejections:
     def _make_room(self, reason: Reason, now: float) -> bool:
         if not self._buckets[reason].allow(now):
             return False
-        max(self._by_reason.values(), key=len).popitem(last=False)
+        largest = max(self._by_reason.values(), key=len)
+        own = self._by_reason[reason]
+        table = own if len(own) == len(largest) else largest
+        del table[next((key for key, entry in table.items() if entry.count == 1), next(iter(table)))]
         self._size -= 1
         return True
 
