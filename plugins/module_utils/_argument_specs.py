@@ -5,7 +5,9 @@
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 # Do not use this from other collections or standalone plugins/modules!
 
-"""The options of a device, a chain and a table, for their own modules and for the lists of host_network."""
+"""The options of a device, a chain and a table, for their own modules and for the lists of host_network,
+and those of its name servers.
+"""
 
 from __future__ import annotations
 
@@ -73,6 +75,12 @@ TABLE: dict[str, Any] = {
     "rule_priority": {"type": "int", "default": 31820},
     "routes": {"type": "list", "elements": "dict", "default": [], "options": _ROUTE},
     "rules": {"type": "list", "elements": "dict", "default": [], "options": _RULE},
+}
+
+RESOLVER: dict[str, Any] = {
+    "device": {"type": "str", "required": True},
+    "servers": {"type": "list", "elements": "str", "default": []},
+    "search": {"type": "list", "elements": "str", "default": []},
 }
 
 STATE: dict[str, Any] = {"type": "str", "choices": ["present", "absent"], "default": "present"}

@@ -7,9 +7,9 @@
 
 """A document: all network state that one role gives a host, as it is wished, kept and applied again.
 
-Devices, sysctls, chains and tables, each in the options of its own module, and what the checks have to know
-of the tunnel. Two documents are the same when their parameters are, written in the one way of :attr:`params`:
-what is left out and what is given as the default do not differ.
+Devices, sysctls, chains and tables, each in the options of its own module, the name servers to ask, and what
+the checks have to know of the tunnel. Two documents are the same when their parameters are, written in the
+one way of :attr:`params`: what is left out and what is given as the default do not differ.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any, Callable
 from ._chain import ChainSpec
 from ._core import SpecError
 from ._options import Options
+from ._resolver import ResolverSpec
 from ._routing_spec import RULE_WINDOW, TableSpec
 from ._tun import TunSpec
 
@@ -55,6 +56,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 class Document:
     """What a host is to have under one name.
 
+    :ivar resolver: ``None`` when the host asks whom it asked before.
     :ivar fwmark: mark of the relay's own packets, 0 for none.
     :ivar endpoints: addresses or names of the tunnel's peers, outside of it.
     :ivar leftovers: what to remove besides what the document before this one has: only the names in it count.
@@ -66,6 +68,7 @@ class Document:
     sysctls: Mapping[str, str] = field(default_factory=dict)
     chains: tuple[ChainSpec, ...] = ()
     tables: tuple[TableSpec, ...] = ()
+    resolver: ResolverSpec | None = None
     fwmark: int = 0
     endpoints: tuple[str, ...] = ()
     leftovers: Document | None = None
@@ -88,6 +91,7 @@ class Document:
             sysctls=_sysctls(options),
             chains=tuple(made["chains"]),
             tables=tuple(made["tables"]),
+            resolver=_resolver(options, present),
             fwmark=_fwmark(options),
             endpoints=_endpoints(options),
             leftovers=_leftovers(options, name),
@@ -99,6 +103,7 @@ class Document:
             "name": name,
             **kept,
             "sysctls": dict(document.sysctls),
+            "resolver": document.resolver.params if document.resolver else {},
             "fwmark": document.fwmark,
             "endpoints": list(document.endpoints),
             "leftovers": dict(document.leftovers.params) if document.leftovers else {},
@@ -121,12 +126,14 @@ class Document:
                 if key(spec) not in there
             ]
             params[kind] = [*params.get(kind, []), *added]
+        if other.resolver is not None and self.resolver is None:
+            params["resolver"] = other.resolver.params
         return Document.from_params(params, present=False)
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to have on the host."""
-        return not (self.devices or self.sysctls or self.chains or self.tables)
+        return not (self.devices or self.sysctls or self.chains or self.tables or self.resolver)
 
     @property
     def sha256(self) -> str:
@@ -218,6 +225,13 @@ def _sysctls(options: Options) -> dict[str, str]:
     return {str(key): " ".join(str(value).split()) for key, value in values.items()}
 
 
+def _resolver(options: Options, present: bool) -> ResolverSpec | None:
+    params = options.raw("resolver", {})
+    if not isinstance(params, Mapping):
+        raise options.refuse("resolver", "must be a mapping of options")
+    return ResolverSpec.from_params(params, options.option("resolver"), present) if params else None
+
+
 def _fwmark(options: Options) -> int:
     given = options.raw("fwmark", 0)
     if given == "":
@@ -263,8 +277,16 @@ def _check_unique(document: Document) -> None:
 
 
 def refuse_what_is_anothers(document: Document, others: Iterable[Document]) -> None:
-    """:raises SpecError: another document of this host has the same device, chain or table."""
+    """:raises SpecError: another document of this host has the same device, chain or table, or has name
+    servers as this one does.
+    """
     for other in others:
+        if document.resolver is not None and other.resolver is not None:
+            raise SpecError(
+                "resolver",
+                f"whom this host asks for names is up to the document {other.name} already; give one of the "
+                "two tunnels no name servers",
+            )
         for kind, key in _KEYS.items():
             taken = {key(spec) for spec in getattr(other, kind)}
             for position, spec in enumerate(getattr(document, kind)):

@@ -5,17 +5,20 @@
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 # Do not use this from other collections or standalone plugins/modules!
 
-"""A document as one backend: devices, sysctls, chains and tables in the order in which they may change.
+"""A document as one backend: devices, sysctls, chains, tables and name servers in the order in which they may
+change.
 
 What the previous document has and the new one has not is planned as absent. The order of a plan:
 
 1. the code that applies it again at boot, and undoes it
-2. rules and routes of tables that go; if no chain stays, the chains that go
-3. devices that go
-4. sysctls, those that get their earlier values back among them
-5. devices, chains, and chains that go when others stay (which may have led to them)
-6. tables: routes, then the rules that send traffic there
-7. when this was the last document of the host, the code goes
+2. name servers that go
+3. rules and routes of tables that go; if no chain stays, the chains that go
+4. devices that go
+5. sysctls, those that get their earlier values back among them
+6. devices, chains, and chains that go when others stay (which may have led to them)
+7. tables: routes, then the rules that send traffic there
+8. name servers, which may be in the tunnel
+9. when this was the last document of the host, the code goes
 
 So traffic is marked and filtered before it is sent into the tunnel, and no longer sent there before the rest
 goes. Each part is planned against the host as the parts before it will leave it (``_foresight``): the plan is
@@ -36,6 +39,8 @@ from ._core import Change, MissingRequirement, PlainBackend, Plan, Runner, SpecE
 from ._document import Document, digest
 from ._installed import InstalledCode
 from ._iptables import Table, Tables
+from ._resolver import ResolverSpec
+from ._resolver_host import ResolverBackend
 from ._routing import RoutingState
 from ._routing_kernel import RoutingBackend
 from ._routing_spec import TableSpec
@@ -45,7 +50,8 @@ from ._tun import TunSpec
 from ._tun_kernel import TunBackend
 
 #: Actions that can cut a host off, by kind of part. Not among them: files, names of tables, and a new device
-#: with its settings and addresses, as nothing leads there before there are routes and rules.
+#: with its settings and addresses, as nothing leads there before there are routes and rules. Nor are name
+#: servers: packets go where they went, and a login for which names are looked up is slower, not refused.
 _RISKY = {
     "device": {"add", "remove", "delete"},
     "sysctls": {"set"},
@@ -57,7 +63,7 @@ _RISKY = {
 @dataclass(frozen=True)
 class Part:
     """:ivar where: the option that the part was made from; empty for what goes away.
-    :ivar kind: ``code``, ``device``, ``sysctls``, ``chain`` or ``table``.
+    :ivar kind: ``code``, ``device``, ``sysctls``, ``chain``, ``table`` or ``resolver``.
     """
 
     kind: str
@@ -143,6 +149,17 @@ class HostNetwork(PlainBackend):
             for spec in _succession.lost_devices(document, before)
         ]
         self._lost_chains = [self._chain_part("", spec) for spec in _succession.lost_chains(document, before)]
+        self._resolver = self._resolver_part()
+
+    def _resolver_part(self) -> Part | None:
+        """Only where the document has or had one: it is one for the whole host, maybe another document's."""
+        if self.document.resolver is not None:
+            spec, where = self.document.resolver, "resolver"
+        elif self.before.resolver is not None:
+            spec, where = ResolverSpec(present=False), ""
+        else:
+            return None
+        return Part("resolver", where, ResolverBackend(spec, self._run, self.check_mode))
 
     def _table_part(self, position: int, spec: TableSpec) -> Part:
         where = f"tables[{position}]" if position >= 0 else ""
@@ -156,8 +173,11 @@ class HostNetwork(PlainBackend):
         """In the order in which they are planned and applied."""
         early, late = (self._lost_chains, []) if not self._chains else ([], self._lost_chains)
         stays = self._code.backend.present
+        resolver = [self._resolver] if self._resolver else []
+        asks = self.document.resolver is not None
         return [
             *([self._code] if stays else []),
+            *([] if asks else resolver),
             *self.lost_tables,
             *early,
             *self._lost_devices,
@@ -166,6 +186,7 @@ class HostNetwork(PlainBackend):
             *self._chains,
             *late,
             *self._tables,
+            *(resolver if asks else []),
             *([] if stays else [self._code]),
         ]
 

@@ -27,7 +27,7 @@ from ._waiting import alone
 
 #: Refusals that can be overridden.
 ALLOWANCES = ("controller_in_tunnel", "overlap", "gateway_hidden", "mark_taken")
-_OF_DOCUMENT = ("devices", "sysctls", "chains", "tables", "fwmark", "endpoints")
+_OF_DOCUMENT = ("devices", "sysctls", "chains", "tables", "resolver", "fwmark", "endpoints")
 _TIMEOUT_MIN_S, _TIMEOUT_MAX_S = 10, 3600
 
 

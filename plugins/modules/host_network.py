@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: host_network
-short_description: Manage devices, kernel settings, firewall chains and routes of a host as one document
+short_description: Manage devices, firewall, routes and name servers of a host as one document
 version_added: 0.1.0
 author:
   - Culvert contributors (@culvert-vpn)
@@ -305,6 +305,33 @@ options:
               - Whether the rule applies to packets that do B(not) match.
             type: bool
             default: false
+  resolver:
+    description:
+      - Whom the host asks for names. Whom it asked before is put back when this is no longer given.
+      - Where C(systemd-resolved) runs, the servers are those of the device, for all names. Else, where
+        C(resolvconf) writes C(/etc/resolv.conf), they are an entry of it. Else the file is replaced, and what
+        it was, be it a link, is kept to be put back.
+      - One document of a host can have it.
+    type: dict
+    suboptions:
+      device:
+        description:
+          - The device through which the servers are reached. It makes no route.
+        type: str
+        required: true
+      servers:
+        description:
+          - Addresses of the name servers, the first to ask first. Required, except with O(state=absent).
+          - Of more than three, only C(systemd-resolved) asks the others.
+        type: list
+        elements: str
+        default: []
+      search:
+        description:
+          - Domains to look in for names that are not complete.
+        type: list
+        elements: str
+        default: []
   fwmark:
     description:
       - Mark of the packets that carry the tunnel, as a number or as text such as V(0xca6c). For the checks.
@@ -376,6 +403,9 @@ EXAMPLES = r"""
           - table: main
             suppress_prefixlength: 0
           - {}
+    resolver:
+      device: culvert0
+      servers: [10.86.0.1]
     fwmark: 0xca6c
     endpoints: [vpn.example.com]
 
@@ -424,7 +454,12 @@ option:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.culvert.vpn.plugins.module_utils._argument_specs import CHAIN, DEVICE, TABLE
+from ansible_collections.culvert.vpn.plugins.module_utils._argument_specs import (
+    CHAIN,
+    DEVICE,
+    RESOLVER,
+    TABLE,
+)
 from ansible_collections.culvert.vpn.plugins.module_utils._module import run_result, runner_of
 from ansible_collections.culvert.vpn.plugins.module_utils._network_change import ALLOWANCES, NetworkChange
 
@@ -438,6 +473,7 @@ def main() -> None:
             "sysctls": {"type": "dict", "default": {}},
             "chains": {"type": "list", "elements": "dict", "default": [], "options": CHAIN},
             "tables": {"type": "list", "elements": "dict", "default": [], "options": TABLE},
+            "resolver": {"type": "dict", "options": RESOLVER},
             "fwmark": {"type": "raw"},
             "endpoints": {"type": "list", "elements": "str", "default": []},
             "confirm": {"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
