@@ -13,7 +13,13 @@ description:
   - Sends echo requests from the tunnel's device to a list of addresses, and says in words what is wrong where
     no answer comes. It looks at the device, the route to each address, the relay's peers and their
     handshakes.
+  - On request it also looks for what goes around the tunnel, by sending something and listening on every
+    other device, for the size of the packets that pass both ways, and for what on the host is not as this
+    collection left it. RV(checks) has the result of each.
   - A tunnel that does not work is a result and not a failure of the task. Check RV(ok).
+  - Takes two seconds where all is well and less than fifteen where nothing is, with the defaults and two
+    targets. Each target of another address family and each further round adds O(timeout_s) at most, each
+    destination to explain half a second, a measured throughput four seconds.
 author:
   - Culvert contributors (@culvert-vpn)
 extends_documentation_fragment:
@@ -76,7 +82,124 @@ options:
         of the body. Nothing is fetched when empty.
     type: str
     default: ""
-seealso:
+  egress_expect:
+    description:
+      - Addresses of which the service is to see one. When empty, any that is not this host's own outside of
+        the tunnel will do.
+    type: list
+    elements: str
+    default: []
+  full_tunnel:
+    description:
+      - Whether everything is to go into the tunnel. V(true) has the probe look for what goes around it, by an
+        IPv4 and an IPv6 packet to O(leak_targets) and a lookup of a name that nobody has asked for before,
+        while it listens on every device but the tunnel's.
+    type: bool
+  kill_switch:
+    description:
+      - Whether the kill switch is to be on. V(true) also has a packet sent that is bound to the uplink.
+    type: bool
+  dns_servers:
+    description:
+      - The resolvers that the host is to ask.
+    type: list
+    elements: str
+    default: []
+  dns_name:
+    description:
+      - Domain below which a random name is looked up.
+    type: str
+    default: example.com
+  leak_targets:
+    description:
+      - Addresses to send the packets to that must not be seen outside the tunnel. Defaults to addresses of
+        the networks set aside for documentation, of those that this host has no other route to.
+    type: list
+    elements: str
+    default: []
+  container_devices:
+    description:
+      - Devices of containers' networks, V(+) for any end of a name. A packet with a private destination that
+        leaves by one of these does not leave the host. Defaults to the usual names.
+    type: list
+    elements: str
+    default: []
+  responder:
+    description:
+      - The server's responder (C(culvert respond)). It is asked for the address that it sees this host come
+        from, and O(path_mtu) and O(throughput_floor_mbit) are measured with it.
+    type: dict
+    suboptions:
+      address:
+        description:
+          - Its address in the tunnel.
+        type: str
+        required: true
+      port:
+        description:
+          - Its port.
+        type: int
+        default: 51821
+  path_mtu:
+    description:
+      - Find out whether packets as large as the device takes pass, to the responder and back. Without
+        O(responder), an echo of that size to the first of O(targets) says it of both ways at once.
+    type: bool
+    default: false
+  throughput_floor_mbit:
+    description:
+      - What a transfer from and to the responder has to reach, in Mbit/s. Two seconds each way, at most
+        64 MiB. V(0) for no transfer.
+    type: float
+    default: 0.0
+  explain:
+    description:
+      - Destinations to which a packet is followed through rules, routes, chains and the relay on this host.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      destination:
+        description:
+          - An address or a name.
+        type: str
+        required: true
+      source:
+        description:
+          - Where the packet comes from, for one that this host is to forward.
+        type: str
+      protocol:
+        description:
+          - Its protocol.
+        type: str
+        choices: [tcp, udp, icmp]
+      port:
+        description:
+          - Its destination port.
+        type: int
+  drift:
+    description:
+      - Compare the host with the documents that M(culvert.vpn.host_network) left on it.
+    type: bool
+    default: false
+  reference_time_s:
+    description:
+      - The right time, in seconds since 1970, for example the controller's.
+    type: float
+  clock_offset_max_s:
+    description:
+      - How far the host's clock may be off from it, in seconds. What a task takes to reach the host counts.
+    type: float
+    default: 30.0
+  handshake_max_age_s:
+    description:
+      - How old the latest handshake with a target's peer may be, in seconds. Handshakes are made anew every
+        two minutes while there is traffic, of which the echo requests are some.
+    type: int
+  loss_max:
+    description:
+      - Share of echo requests to a target that may stay without an answer, from 0 to 1.
+    type: float
   - module: culvert.vpn.relay_info
 """
 
@@ -93,11 +216,23 @@ EXAMPLES = r"""
   ansible.builtin.assert:
     that: probe.ok
     fail_msg: "{{ probe.reasons + probe.targets | map(attribute='reasons') | flatten }}"
+
+- name: Look for what goes around the tunnel, and for packets that are too large for it
+  culvert.vpn.tunnel_probe:
+    targets:
+      - name: server
+        address: 10.86.0.1
+    responder:
+      address: 10.86.0.1
+    full_tunnel: true
+    kill_switch: true
+    path_mtu: true
+    drift: true
 """
 
 RETURN = r"""
 ok:
-  description: Whether every target answered through the tunnel and nothing else is wrong.
+  description: Whether every target answered through the tunnel, no check failed and nothing else is wrong.
   returned: success
   type: bool
   sample: false
@@ -153,16 +288,118 @@ egress_address:
   returned: success
   type: str
   sample: 203.0.113.10
+checks:
+  description:
+    - One result for each thing that can be checked, always the same ones in the same order.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: >-
+        V(device), V(relay), V(handshake), V(round_trip), V(loss), V(egress), V(responder), V(dns),
+        V(dns_leak), V(ipv4_leak), V(ipv6_leak), V(kill_switch), V(path_mtu), V(throughput), V(clock),
+        V(drift) or V(path).
+      type: str
+      sample: path_mtu
+    ok:
+      description: V(null) when it was not asked for, or cannot be told.
+      type: bool
+      sample: false
+    value:
+      description: What was found, as text or number; V(null) for nothing.
+      type: raw
+      sample: "to 1280, from 1420 of 1420 bytes"
+    reasons:
+      description: What is wrong and what to do, or why it cannot be told.
+      type: list
+      elements: str
+      sample: ["packets of 1420 bytes do not get through to 10.86.0.1, packets of 1280 bytes do: …"]
+explained:
+  description: What became of each item of O(explain).
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    destination:
+      description: The destination.
+      type: str
+      sample: 10.86.0.1
+    ok:
+      description: Whether a packet passes, V(null) when it cannot be told.
+      type: bool
+      sample: false
+    cause:
+      description: Where it stops, V(null) where it does not.
+      type: dict
+      sample: {"stage": "route", "text": "…", "fix": "…"}
+    stages:
+      description: The stages that it passes, in order.
+      type: list
+      elements: dict
+      sample: [{"stage": "device", "ok": true, "text": "culvert0 is up"}]
+public_key:
+  description: The relay's public key, V(null) without a relay.
+  returned: success
+  type: str
+  sample: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
+outer_addresses:
+  description: This host's addresses outside of the tunnel.
+  returned: success
+  type: list
+  elements: str
+  sample: ["198.51.100.7"]
+rejections:
+  description: What the relay has refused, the latest first.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    reason:
+      description: V(mac1), V(unknown_peer), V(stale_timestamp), V(source), V(send_error), or another.
+      type: str
+      sample: unknown_peer
+    endpoint:
+      description: Where it came from or was to go.
+      type: str
+      sample: 198.51.100.9:51820
+    public_key:
+      description: Whose it was.
+      type: str
+      sample: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
+    address:
+      description: The address inside the tunnel that it was about.
+      type: str
+      sample: 10.86.0.7
+    count:
+      description: How often.
+      type: int
+      sample: 3
+    age_s:
+      description: Seconds since the latest.
+      type: int
+      sample: 4
 """
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.culvert.vpn.plugins.module_utils._core import MissingRequirement
-from ansible_collections.culvert.vpn.plugins.module_utils._module import run_info
-from ansible_collections.culvert.vpn.plugins.module_utils._probe_host import ProbeSpec, blank, probe
+from ansible_collections.culvert.vpn.plugins.module_utils._module import run_info, runner_of
+from ansible_collections.culvert.vpn.plugins.module_utils._probe_host import blank, probe
+from ansible_collections.culvert.vpn.plugins.module_utils._probe_spec import ProbeSpec
 
 
 def main() -> None:
     target_options = {"name": {"type": "str"}, "address": {"type": "str", "required": True}}
+    responder_options = {
+        "address": {"type": "str", "required": True},
+        "port": {"type": "int", "default": 51821},
+    }
+    question_options = {
+        "destination": {"type": "str", "required": True},
+        "source": {"type": "str"},
+        "protocol": {"type": "str", "choices": ["tcp", "udp", "icmp"]},
+        "port": {"type": "int"},
+    }
     module = AnsibleModule(
         argument_spec={
             "device": {"type": "str", "default": "culvert0"},
@@ -171,6 +408,22 @@ def main() -> None:
             "count": {"type": "int", "default": 3},
             "timeout_s": {"type": "float", "default": 2.0},
             "egress_url": {"type": "str", "default": ""},
+            "egress_expect": {"type": "list", "elements": "str", "default": []},
+            "full_tunnel": {"type": "bool"},
+            "kill_switch": {"type": "bool"},
+            "dns_servers": {"type": "list", "elements": "str", "default": []},
+            "dns_name": {"type": "str", "default": "example.com"},
+            "leak_targets": {"type": "list", "elements": "str", "default": []},
+            "container_devices": {"type": "list", "elements": "str", "default": []},
+            "responder": {"type": "dict", "options": responder_options},
+            "path_mtu": {"type": "bool", "default": False},
+            "throughput_floor_mbit": {"type": "float", "default": 0.0},
+            "explain": {"type": "list", "elements": "dict", "default": [], "options": question_options},
+            "drift": {"type": "bool", "default": False},
+            "reference_time_s": {"type": "float"},
+            "clock_offset_max_s": {"type": "float", "default": 30.0},
+            "handshake_max_age_s": {"type": "int"},
+            "loss_max": {"type": "float"},
         },
         supports_check_mode=True,
     )
@@ -178,7 +431,7 @@ def main() -> None:
     def gather() -> dict:
         spec = ProbeSpec.from_params(module.params)
         try:
-            return probe(spec)
+            return probe(spec, runner_of(module))
         except MissingRequirement as error:
             if not module.check_mode:
                 raise
