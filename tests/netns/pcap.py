@@ -12,7 +12,7 @@ import ipaddress
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -37,6 +37,7 @@ class Packet:
 
     ``protocol`` is IP's number for what follows the (fixed) header; ``payload`` begins after the IP header.
     ``frame`` is everything captured. For what is not IP (ARP) ``source`` and ``destination`` are empty.
+    ``at`` is when, in seconds of ``time.time()``.
     """
 
     frame: bytes
@@ -46,6 +47,7 @@ class Packet:
     destination: str = ""
     payload: bytes = b""
     tos: int = 0
+    at: float = field(default=0.0, compare=False)
 
     @property
     def ports(self) -> tuple[int, int]:
@@ -92,15 +94,16 @@ def parse(data: bytes) -> Iterator[Packet]:
         raise ValueError(f"not a pcap file of Ethernet or raw IP: magic {magic:#x}, link type {linktype}")
     at = 24
     while at + 16 <= len(data):
-        length = struct.unpack_from("<I", data, at + 8)[0]
+        seconds, microseconds, length = struct.unpack_from("<III", data, at)
         frame = data[at + 16 : at + 16 + length]
         at += 16 + length
         if len(frame) < length:
             return
         if linktype == LINKTYPE_ETHERNET:
-            yield _parse_ip(frame, int.from_bytes(frame[12:14], "big"), frame[14:])
+            packet = _parse_ip(frame, int.from_bytes(frame[12:14], "big"), frame[14:])
         else:
-            yield _parse_ip(frame, ETHERTYPE_IPV6 if frame[:1] >= b"\x60" else ETHERTYPE_IPV4, frame)
+            packet = _parse_ip(frame, ETHERTYPE_IPV6 if frame[:1] >= b"\x60" else ETHERTYPE_IPV4, frame)
+        yield replace(packet, at=seconds + microseconds / 1e6)
 
 
 class Capture:
