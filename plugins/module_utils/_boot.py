@@ -21,6 +21,8 @@ from . import _pending, _restore, _store
 from ._core import HostError, SpecError
 from ._lock import host_lock
 from ._processes import run_command
+from ._resolver import ResolverSpec
+from ._resolver_host import ResolverBackend
 from ._transaction import cause_of_death, is_alive
 
 
@@ -32,6 +34,22 @@ def main(out: TextIO, err: TextIO) -> int:
     for problem in problems:
         err.write(f"{problem}\n")
     return 1 if problems else 0
+
+
+def resolver(out: TextIO, err: TextIO) -> int:
+    """Set the name servers alone: when those are up that keep them, and when somebody has changed them."""
+    with host_lock():
+        if _pending.load() is not None:
+            return 0  # what is in force is not what is to be
+        wishes = [stored.document.resolver for stored in _store.load_all()]
+        spec = next((wish for wish in wishes if wish is not None), ResolverSpec(present=False))
+        backend = ResolverBackend(spec, run_command)
+        for change in backend.plan(backend.observe()):
+            backend.apply(change)
+            out.write(f"{change.item}: set\n")
+    for warning in backend.warnings:
+        err.write(f"{warning}\n")
+    return 0
 
 
 def _apply_all(names: list[str], out: TextIO) -> list[str]:

@@ -6,7 +6,7 @@
 # Do not use this from other collections or standalone plugins/modules!
 
 """The processes on the host that belong to no Ansible run: ``run.py apply ID PROCESS``, ``rollback ID``,
-``wait ID`` and ``boot``.
+``wait ID``, ``boot`` and ``resolver``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ._pending import Transaction
 from ._processes import run_command
 from ._transaction import cause_of_death, execute
 
-_USAGE = "usage: run.py apply ID PROCESS | rollback ID | wait ID | boot\n"
+_USAGE = "usage: run.py apply ID PROCESS | rollback ID | wait ID | boot | resolver\n"
 # How long the module gets to end, and its last words to reach the controller, before the network changes.
 _MODULE_END_S = 1.0
 _LAST_WORDS_S = 0.2
@@ -128,6 +128,8 @@ def main(arguments: list[str]) -> int:
     try:
         if arguments == ["boot"]:
             return _boot.main(sys.stdout, sys.stderr)
+        if arguments == ["resolver"]:
+            return _boot.resolver(sys.stdout, sys.stderr)
         if len(arguments) == 3 and arguments[0] == "apply" and arguments[2].isdigit():
             return apply(arguments[1], int(arguments[2]))
         if len(arguments) == 2 and arguments[0] in ("rollback", "wait"):

@@ -27,91 +27,26 @@ from typing import Any
 from . import _netlink
 from ._core import Change, HostError, PlainBackend, Plan, Runner
 from ._files import read_text, remove_file, write_text
+from ._starters import HEADER, SCRIPT_PATH, SERVICE, UNITS, init_system, starters
 
 LIBRARY = "/usr/local/lib/culvert"
 PACKAGE = "culvert_host"
 STARTER = "run.py"
 #: While it is there a change is not decided yet, and the code may still be needed to undo it.
 PENDING = "/var/lib/culvert/pending"
-SERVICE = "culvert-network"
-UNIT_NAME = f"{SERVICE}.service"
-UNIT_PATH = f"/etc/systemd/system/{UNIT_NAME}"
-SCRIPT_PATH = f"/etc/init.d/{SERVICE}"
-_HEADER = "# Managed by culvert.vpn: changes made here are lost at the next run.\n"
 # The package as seen from itself: in an archive of Ansible's, in a checkout, or on a host.
 _OWN = __name__.rpartition(".")[0]
 _IMPORT = re.compile(r"^\s*from \.(?:(\w+) import| import (\w+(?:, \w+)*))", re.MULTILINE)
 _ENTRY = "_guard"
 
-#: Before the network, so that nothing leaves past the tunnel in between; after what loads rule sets and would
-#: wipe ours.
-UNIT = """\
-[Unit]
-Description=TUN devices, routes and firewall chains of the culvert.vpn tunnel
-DefaultDependencies=no
-After=local-fs.target systemd-sysctl.service systemd-tmpfiles-setup-dev.service
-After=netfilter-persistent.service nftables.service ufw.service firewalld.service
-# firewalld removes all rules of iptables when it starts, ours among them.
-PartOf=firewalld.service
-Before=network-pre.target docker.service shutdown.target
-Wants=network-pre.target
-Conflicts=shutdown.target
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=@COMMAND@
-
-[Install]
-WantedBy=multi-user.target
-"""
-
-#: The same order in the words of the LSB. Nothing is done at stop: the kernel's state ends with the kernel.
-LSB_SCRIPT = f"""\
-### BEGIN INIT INFO
-# Provides:          {SERVICE}
-# Required-Start:    $local_fs
-# Required-Stop:
-# Should-Start:      procps kmod netfilter-persistent nftables ufw firewalld
-# X-Start-Before:    networking docker
-# Default-Start:     S
-# Default-Stop:
-# Short-Description: TUN devices, routes and firewall chains of the culvert.vpn tunnel
-### END INIT INFO
-
-PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export PATH
-
-case "$1" in
-start | restart | reload | force-reload) exec @COMMAND@ ;;
-stop | status) exit 0 ;;
-*)
-    echo "usage: $0 start|stop|restart|force-reload|status" >&2
-    exit 2
-    ;;
-esac
-"""
-
-OPENRC_SCRIPT = """\
-description="TUN devices, routes and firewall chains of the culvert.vpn tunnel"
-
-depend() {
-    need localmount
-    after sysctl modules iptables ip6tables nftables ufw firewalld
-    before net docker
-}
-
-start() {
-    ebegin "Applying the documents of culvert.vpn"
-    @COMMAND@
-    eend $?
-}
-"""
-
 
 def command(folder: str, *words: str) -> list[str]:
     """How the code below ``folder`` is started."""
     return [sys.executable or "/usr/bin/python3", "-IB", f"{folder}/{STARTER}", *words]
+
+
+def _command_line(verb: str) -> str:
+    return " ".join(command(LIBRARY, verb))
 
 
 def package_files() -> dict[str, str]:
@@ -164,70 +99,16 @@ def _starter() -> str:
         "",
         "raise SystemExit(main(sys.argv[1:]))",
     ]
-    return _HEADER + "\n".join(lines) + "\n"
-
-
-def init_system() -> str:
-    """``systemd``, ``openrc``, ``sysv``, or empty when nothing is known that starts things at boot."""
-    if os.path.isdir("/run/systemd/system"):
-        return "systemd"
-    if shutil.which("rc-update") and shutil.which("openrc-run"):
-        return "openrc"
-    # Debian has update-rc.d everywhere; only sysv-rc has something that runs the scripts.
-    if shutil.which("update-rc.d") and os.path.exists("/etc/init.d/rc"):
-        return "sysv"
-    return ""
+    return HEADER + "\n".join(lines) + "\n"
 
 
 @dataclass
 class Observed:
-    """Texts of the files that are or should be there, by path, and whether the boot starts it."""
+    """Texts of the files that are or should be there, by path; whether the boot starts all of it, or some."""
 
     files: dict[str, str | None] = field(default_factory=dict)
     enabled: bool = False
-
-
-@dataclass(frozen=True)
-class _Starter:
-    """How one init system is told: the file it wants, and the commands."""
-
-    path: str
-    mode: int
-    text: str
-    links: str
-    enable: tuple[list[str], ...]
-    disable: tuple[list[str], ...]
-    forget: tuple[list[str], ...] = ()
-
-
-def _starters(line: str) -> dict[str, _Starter]:
-    return {
-        "systemd": _Starter(
-            UNIT_PATH,
-            0o644,
-            _HEADER + UNIT.replace("@COMMAND@", line),
-            f"/etc/systemd/system/multi-user.target.wants/{UNIT_NAME}",
-            (["systemctl", "enable", UNIT_NAME],),  # which reloads as well
-            (["systemctl", "disable", UNIT_NAME],),
-            (["systemctl", "daemon-reload"],),
-        ),
-        "sysv": _Starter(
-            SCRIPT_PATH,
-            0o755,
-            "#!/bin/sh\n" + _HEADER + LSB_SCRIPT.replace("@COMMAND@", line),
-            f"/etc/rc?.d/S??{SERVICE}",
-            (["update-rc.d", SERVICE, "defaults"],),
-            (["update-rc.d", "-f", SERVICE, "remove"],),
-        ),
-        "openrc": _Starter(
-            SCRIPT_PATH,
-            0o755,
-            "#!/sbin/openrc-run\n" + _HEADER + OPENRC_SCRIPT.replace("@COMMAND@", line),
-            f"/etc/runlevels/*/{SERVICE}",
-            (["rc-update", "add", SERVICE, "boot"],),
-            (["rc-update", "delete", SERVICE, "boot"],),
-        ),
-    }
+    partly: bool = False
 
 
 class InstalledCode(PlainBackend):
@@ -241,12 +122,12 @@ class InstalledCode(PlainBackend):
         super().__init__()
         self.present = present
         self._run = run
-        line = " ".join(command(LIBRARY, "boot"))
-        self._starter = _starters(line).get(init_system())
+        self._starter = starters(_command_line).get(init_system())
         if present and self._starter is None:
             self.warnings.append(
                 "this host runs no init system that this collection knows (systemd, sysv-rc, OpenRC): after "
-                f"a reboot its documents are applied only when you have this run before the network: {line}"
+                "a reboot its documents are applied only when you have this run before the network: "
+                + _command_line("boot")
             )
 
     def _wanted_files(self) -> dict[str, str]:
@@ -255,14 +136,15 @@ class InstalledCode(PlainBackend):
             return {}
         files = {f"{LIBRARY}/{name}": text for name, text in package_files().items()}
         if self._starter is not None:
-            files[self._starter.path] = self._starter.text
+            files.update(self._starter.files)
         return files
 
     def observe(self) -> Observed:
         paths = {*self._wanted_files(), *_existing_code()}
-        paths |= {self._starter.path} if self._starter is not None else set()
-        enabled = self._starter is not None and bool(glob.glob(self._starter.links))
-        return Observed({path: read_text(path) for path in sorted(paths)}, enabled)
+        paths |= set(self._starter.files) if self._starter is not None else set()
+        links = [bool(glob.glob(link)) for link in self._starter.links] if self._starter is not None else []
+        files = {path: read_text(path) for path in sorted(paths)}
+        return Observed(files, bool(links) and all(links), any(links))
 
     def blank(self) -> Observed:
         return self.observe()
@@ -281,10 +163,10 @@ class InstalledCode(PlainBackend):
             before = "another version of the collection's code" if found else None
             plan.append(Change(LIBRARY, before, "this version of the collection's code", "code", code))
         if starter is not None:
-            before = observed.files.get(starter.path)
-            if before != starter.text:
-                plan.append(Change(starter.path, before, starter.text, "start_file"))
-            if not observed.enabled or before != starter.text:
+            outdated = {p: t for p, t in starter.files.items() if observed.files.get(p) != t}
+            for path, text in outdated.items():
+                plan.append(Change(path, observed.files.get(path), text, "start_file", (path, text)))
+            if not observed.enabled or outdated:
                 plan.append(Change(f"{SERVICE} at boot", observed.enabled, True, "enable"))
         return plan
 
@@ -292,10 +174,10 @@ class InstalledCode(PlainBackend):
         starter = self._starter
         plan: Plan = []
         if starter is not None:
-            if observed.enabled:
+            if observed.partly:
                 plan.append(Change(f"{SERVICE} at boot", True, False, "disable"))
-            if observed.files.get(starter.path) is not None:
-                plan.append(Change(starter.path, observed.files[starter.path], None, "remove_start_file"))
+            there = [path for path in starter.files if observed.files.get(path) is not None]
+            plan += [Change(path, observed.files[path], None, "remove_start_file", path) for path in there]
         if os.path.isdir(LIBRARY):
             plan.append(Change(LIBRARY, "the collection's code", None, "remove_code"))
         return plan
@@ -319,18 +201,23 @@ class InstalledCode(PlainBackend):
 
     def _write_start_file(self, change: Change) -> None:
         if self._starter is not None:
-            write_text(self._starter.path, self._starter.text, mode=self._starter.mode)
+            path, text = change.data
+            write_text(path, text, mode=self._starter.mode)
 
     def _enable(self, change: Change) -> None:
         self._commands(self._starter.enable if self._starter else ())
 
     def _disable(self, change: Change) -> None:
-        self._commands(self._starter.disable if self._starter else ())
+        if self._starter is not None:
+            for words in self._starter.stop:
+                self._run(words, "")  # what does not run need not be stopped
+            self._commands(self._starter.disable)
 
     def _remove_start_file(self, change: Change) -> None:
         if self._starter is not None:
-            remove_file(self._starter.path)
-            self._commands(self._starter.forget)
+            remove_file(change.data)
+            if not any(map(os.path.exists, self._starter.files)):
+                self._commands(self._starter.forget)
 
     def _remove_code(self, change: Change) -> None:
         try:
@@ -350,8 +237,9 @@ class InstalledCode(PlainBackend):
 
 def is_put_off(change: Change) -> bool:
     """Whether a change takes away the code while a transaction may need it still."""
-    items = {LIBRARY, UNIT_PATH, SCRIPT_PATH, f"{SERVICE} at boot"}
-    return change.item in items and not change.after and os.path.isdir(PENDING)
+    items = {LIBRARY, SCRIPT_PATH, f"{SERVICE} at boot"}
+    ours = change.item in items or change.item.startswith(f"{UNITS}/")
+    return ours and not change.after and os.path.isdir(PENDING)
 
 
 def _existing_code() -> set[str]:

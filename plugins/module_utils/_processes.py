@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._core import HostError, Runner
-from ._installed import PENDING, command, init_system
+from ._installed import PENDING, command
 from ._pending import CODE, GUARD, WORKER, Transaction, is_alive, journal, note
+from ._starters import init_system
 
 ROLLBACK_UNIT = "culvert-rollback"
 APPLY_UNIT = "culvert-apply"

@@ -33,8 +33,9 @@ from ._core import Change, Plan
 from ._options import Options
 
 RESOLV_CONF = "/etc/resolv.conf"
-#: What the relay asks for the names of its endpoints, which must not depend on the tunnel (docs/dns.md).
-UPLINK_CONF = "/var/lib/culvert/uplink/resolv.conf"
+#: What the relays ask for the names of their endpoints, which must not depend on the tunnel: a file for each
+#: relay whose container has it for its /etc/resolv.conf (docs/dns.md).
+UPLINK_FOLDER = "/var/lib/culvert/uplink"
 LAYERS = ("resolved", "resolvconf", "file")
 #: The listener of systemd-resolved, with and without what it adds (systemd-resolved.service(8)).
 STUBS = ("127.0.0.53", "127.0.0.54")
@@ -205,7 +206,7 @@ class ResolverState:
     :ivar resolvconf: whether there is one that is not systemd-resolved's in disguise.
     :ivar entries: what it was told, by the name of who did.
     :ivar resolveds_servers: of all devices, ours among them.
-    :ivar uplink: text of :data:`UPLINK_CONF`.
+    :ivar uplinks: texts of the files in :data:`UPLINK_FOLDER`, by path.
     """
 
     file: ResolvConf = field(default_factory=ResolvConf)
@@ -215,7 +216,7 @@ class ResolverState:
     resolvconf: bool = False
     entries: Mapping[str, str] = field(default_factory=dict)
     resolveds_servers: tuple[str, ...] = ()
-    uplink: str | None = None
+    uplinks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def others(self) -> ResolvConf:
@@ -365,11 +366,10 @@ _UNDO = {"resolved": _undo_resolved, "resolvconf": _undo_resolvconf, "file": _un
 
 
 def _uplink(spec: ResolverSpec, state: ResolverState) -> Plan:
-    """What the relay asks, kept up to date where the relay has such a file."""
+    """What the relays ask, kept up to date for those that look up names; the last known if nothing is now."""
     text = uplink_text(spec, state)
-    if state.uplink is None or not text or state.uplink == text:
-        return []
-    return [Change(UPLINK_CONF, state.uplink, text, "uplink", text)]
+    stale = {path: found for path, found in state.uplinks.items() if text and found != text}
+    return [Change(path, found, text, "uplink", (path, text)) for path, found in stale.items()]
 
 
 def uplink_text(spec: ResolverSpec, state: ResolverState) -> str:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from ._core import Change, HostError, PlainBackend, Plan, Runner
 from ._files import read_text, remove_file, write_text
 from ._resolver import (
     RESOLV_CONF,
-    UPLINK_CONF,
+    UPLINK_FOLDER,
     Record,
     ResolvConf,
     ResolverSpec,
@@ -61,7 +62,7 @@ class ResolverBackend(PlainBackend):
             resolvconf=has_resolvconf,
             entries=self._entries() if has_resolvconf else {},
             resolveds_servers=tuple(name_servers(read_text(_RESOLVED_CONF) or "")) if resolved else (),
-            uplink=read_text(UPLINK_CONF),
+            uplinks={path: read_text(path) or "" for path in sorted(glob.glob(f"{UPLINK_FOLDER}/*.conf"))},
         )
 
     def blank(self) -> ResolverState:
@@ -115,7 +116,8 @@ class ResolverBackend(PlainBackend):
 
     def _write_uplink(self, change: Change) -> None:
         # In place: the relay's container has this very file for its /etc/resolv.conf.
-        _write_in_place(UPLINK_CONF, change.data.encode())
+        path, text = change.data
+        _write_in_place(path, text.encode())
 
     def _link(self, device: str) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
         servers, domains, default = (self._ask(word, device) for word in ("dns", "domain", "default-route"))
