@@ -243,6 +243,19 @@ def client_peers(
     ]
 
 
+def client_mtus(members: t.Sequence[t.Mapping[str, t.Any]], mtus: t.Mapping[str, t.Any]) -> dict[str, int]:
+    """Return the MTU by which each prefix behind a client is reached: its tunnel addresses and its networks.
+
+    `mtus`: of the clients' devices, by host. A host without one is left out.
+    """
+    return {
+        str(ipaddress.ip_network(prefix)): int(mtus[m["host"]])
+        for m in members
+        if m["client"] and mtus.get(m["host"])
+        for prefix in _host_prefixes(m) + list(m.get("networks") or [])
+    }
+
+
 def status_table(rows: t.Sequence[t.Mapping[str, t.Any]], columns: t.Sequence[str]) -> str:
     """Lay `rows` out as a table of text with a header, columns as wide as their widest cell."""
     cells = [[str(row.get(name, "")) for name in columns] for row in rows]

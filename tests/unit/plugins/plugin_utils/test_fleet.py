@@ -148,3 +148,12 @@ def test_where_peers_are_reached_without_ports() -> None:
     endpoints = ["gate.example.net:1", "[2001:db8::1]:2", "198.51.100.7:3", "", "gate.example.net:4", None]
     peers: list[dict[str, Any]] = [{"endpoint": endpoint} for endpoint in endpoints]
     assert fleet.endpoint_hosts([*peers, {}]) == ["gate.example.net", "2001:db8::1", "198.51.100.7"]
+
+
+def test_what_is_behind_a_client_is_reached_by_its_mtu() -> None:
+    assert fleet.client_mtus(FLEET, {"c1": 1300, "s1": 1200, "c2": None}) == {
+        prefix: 1300
+        for peer in fleet.server_peers(FLEET, "s1")
+        if peer["name"] == "c1"
+        for prefix in peer["allowed_ips"]
+    }
