@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ._chain import ChainSpec
 from ._facts import Facts
 from ._fib import LOCAL, Address, lookup, network_of, outcomes
-from ._iptables import words_of
+from ._iptables import comment_of, words_of
 from ._routes import IPV6_METRIC, MASK_ALL, PROTOCOL, ROUTE_TYPES, Network, Route, Rule
 from ._routing import RoutingState, resolve
 from ._routing_spec import TableSpec
@@ -26,6 +26,8 @@ from ._tun import TunSpec
 if TYPE_CHECKING:
     from ._document import Document
 
+# The comment of rules about bridges of containers (plugin_utils/_exceptions.py).
+CONTAINERS = "containers"
 _MAIN, _LOCAL_TABLE = RESERVED["main"], RESERVED["local"]
 # include/uapi/linux/rtnetlink.h: RTPROT_KERNEL, of what the kernel makes itself for an address
 _RTPROT_KERNEL = 2
@@ -170,6 +172,17 @@ def answer_mark(chains: Iterable[ChainSpec], peer: Address, local: Address, arri
         if mark and _comes_back(mangle, mark, peer, local):
             return mark
     return 0
+
+
+def container_bridges(chains: Iterable[ChainSpec]) -> Iterator[tuple[str, str]]:
+    """Option and device of each rule that lets pass what goes to the bridges of containers. The role
+    culvert.vpn.client tells such rules by their comment.
+    """
+    for number, chain in enumerate(chains):
+        for position, rule in enumerate(chain.rules if chain.present else ()):
+            words = words_of(rule)
+            if comment_of(rule) == CONTAINERS and "-o" in words[:-1]:
+                yield f"chains[{number}].rules[{position}]", words[words.index("-o") + 1]
 
 
 def _comes_back(mangle: list[ChainSpec], mark: int, peer: Address, local: Address) -> bool:

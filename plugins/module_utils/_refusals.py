@@ -9,7 +9,8 @@
 
 Five questions to the routing as it is and as it would be: do answers to the controller stay outside of the
 tunnel, do the tunnel's own packets, do the host's other networks and its gateways stay where they are, and is
-the mark free. What is so already is no refusal, so that the same document can be applied again.
+the mark free. What is so already is no refusal, so that the same document can be applied again. A sixth is to
+the chains: what they let pass for containers must not be the way out of the host.
 
 Where it depends on a rule with a selector that the model does not know (``_fib.outcomes``) whether answers
 to the controller stay outside, there is a warning and no refusal: the confirmation of the change tells. The
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 from ._core import SpecError
 from ._facts import Facts, MarkUse, observe
 from ._fib import REFUSING, is_conditional, network_of, prefix_length
-from ._forecast import Routing, afterwards, answer_mark, now, tunnels_of
+from ._forecast import Routing, afterwards, answer_mark, container_bridges, now, tunnels_of
 from ._routes import PROTOCOL, ROUTE_TYPES, Network, Route
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def check(
     )
     allowed = set(allow)
     warnings = []
-    for question in (_controller, _endpoints, _overlaps, _marks, _gateways):
+    for question in (_controller, _endpoints, _overlaps, _marks, _gateways, _bridges):
         for finding in question(case):
             if finding.allow and finding.allow in allowed:
                 continue
@@ -147,6 +148,14 @@ def _controller(case: _Case) -> Iterator[_Finding]:
         return
     who = f"answers to the controller ({peer}, connected to {local})"
     cut_off = [route for route in after if _is_cut_off(case, before[-1], route)]
+    if not cut_off and marks[1] and not _outlives(case, peer, local):
+        yield _Finding(
+            case.option_of(case.after.lookup(peer, local)),
+            f"the connection by which the controller ({peer}) is here would end: answers are routed before the "
+            f"chains can mark them, and without a mark they would go {_words(case.after.lookup(peer, local))}. "
+            "New connections would work. Connect by the other address family, or let the tunnel carry this one",
+            "controller_in_tunnel",
+        )
     if cut_off == after:
         yield _Finding(
             case.option_of(after[-1]),
@@ -163,6 +172,13 @@ def _controller(case: _Case) -> Iterator[_Finding]:
 
 def _is_cut_off(case: _Case, before: Route | None, after: Route | None) -> bool:
     return _is_lost(after) or (case.enters(after) and not case.enters(before))
+
+
+def _outlives(case: _Case, peer: str, local: str) -> bool:
+    """Whether a connection that is there already goes on: its socket has no mark, and where packets without
+    one are refused, none is made.
+    """
+    return _is_lost(case.before.lookup(peer, local)) or not _is_lost(case.after.lookup(peer, local))
 
 
 def _is_near(address: str) -> bool:
@@ -202,7 +218,7 @@ def _unreachable(
             advice = (
                 "give the host a route to it outside of the tunnel, which the rules find before the tunnel's"
                 if mark
-                else "set fwmark to the relay's mark and lead that mark to the table main by the first rule"
+                else "set fwmark to the relay's mark and have the tunnel's rules pass over it (fwmark, invert)"
             )
             message = f"the tunnel's own packets to its peer {name}{marked} would enter the tunnel: {where}"
         else:
@@ -358,3 +374,33 @@ def _gateways(case: _Case) -> Iterator[_Finding]:
 def _is_by_default(before: Route, after: Route) -> bool:
     """A gateway without a route of its own (onlink) is not reached by routes, and none hides it."""
     return not prefix_length(before) and not prefix_length(after)
+
+
+# -- 6. Bridges of containers
+
+
+def _bridges(case: _Case) -> Iterator[_Finding]:
+    """Devices that chains let pass for containers although the host's default route leads there."""
+    uplinks = {
+        route.device
+        for routes in case.facts.routes.values()
+        for route in routes
+        if route.type == ROUTE_TYPES["unicast"] and route.device and not prefix_length(route)
+    }
+    seen: set[str] = set()
+    for option, pattern in container_bridges(case.document.chains):
+        for device in sorted(uplinks - case.tunnels):
+            if not _fits_pattern(device, pattern) or pattern in seen:
+                continue
+            seen.add(pattern)
+            yield _Finding(
+                option,
+                f"{pattern} is let pass as a bridge of containers, but this host's default route leads to "
+                f"{device}: private addresses there could be reached beside the tunnel. Leave {pattern} out of "
+                "client_container_devices, and list the bridges of containers by their names",
+            )
+
+
+def _fits_pattern(device: str, pattern: str) -> bool:
+    """As iptables takes names of devices."""
+    return device.startswith(pattern[:-1]) if pattern.endswith("+") else device == pattern

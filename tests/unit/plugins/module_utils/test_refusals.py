@@ -223,7 +223,10 @@ def test_both_chains_are_needed(missing: str) -> None:
     with pytest.raises(SpecError, match="answers to the controller"):
         check(replace(wish, chains=chains), None, HOST)
     # And without the rule about the mark they are no use.
-    unmarked = replace(wish.tables[0], rules=wish.tables[0].rules[2:])
+    rules = tuple(
+        replace(w, rule=replace(w.rule, mark=0, mask=0, invert=False)) for w in wish.tables[0].rules
+    )
+    unmarked = replace(wish.tables[0], rules=rules)
     with pytest.raises(SpecError, match="answers to the controller"):
         check(replace(wish, tables=(unmarked,)), None, HOST)
 
@@ -338,8 +341,13 @@ def test_no_way_to_the_peer() -> None:
     assert warning.startswith(
         f"endpoints[0]: the tunnel's own packets to its peer {ENDPOINT} would go nowhere"
     )
-    # Without a way out a full tunnel would go into itself.
-    refused(client(), host, "endpoints[0]", "would enter the tunnel")
+    # Nor would a full tunnel go into itself: without a way out there is none for the mark either.
+    (warning,) = check(client(), None, host)
+    assert "with the mark 0xca6c would go nowhere (no route)" in warning
+    # As it would if its rules were not about the mark.
+    rules = [{"table": "main", "suppress_prefixlength": 0}, {}]
+    unmarked = document("0.0.0.0/0", rules=rules, endpoints=[ENDPOINT], fwmark=51820)
+    refused(unmarked, host, "endpoints[0]", "would enter the tunnel")
     table = {**ALL_WAYS, "routes": [{"destination": "203.0.113.0/24", "type": "prohibit"}]}
     taken = document(tables=[table], endpoints=[ENDPOINT])
     refused(taken, replace(HOST, controller=("", "")), "endpoints[0]", "would go nowhere")
