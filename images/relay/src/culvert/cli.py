@@ -10,9 +10,12 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from . import __version__
+from .capture import LIMITS, MAXIMUM, CaptureRequest
+from .capture_command import capture
+from .capture_filter import CaptureFilter, parse_filter
 from .choose import BATCHES
 from .config import load_config
 from .control import DEFAULT_DIRECTORY
@@ -86,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_directory(command)
     command.set_defaults(command=_show)
 
+    _add_capture(commands.add_parser("capture", help="write what crosses the device as pcap, while it runs"))
+
     command = commands.add_parser("health", help="exit 0 when the device's process answers")
     command.add_argument("name", metavar="NAME")
     _add_directory(command)
@@ -100,6 +105,59 @@ def _add_directory(command: argparse.ArgumentParser) -> None:
         default=DEFAULT_DIRECTORY,
         help=f"where control sockets are (default {DEFAULT_DIRECTORY}; `wg` looks there only)",
     )
+
+
+def _add_capture(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Write inner packets of both directions as pcap (LINKTYPE_RAW). What the kernel hands over uncut is "
+        "written uncut. Ends with the first limit, or with Ctrl-C."
+    )
+    command.add_argument("name", metavar="NAME")
+    command.add_argument(
+        "--filter",
+        metavar="EXPR",
+        type=_filter,
+        default="",
+        help="terms joined by 'and', 'not' before any: host A, net N, port P, proto tcp|udp|icmp|icmp6|N, "
+        "peer KEY, in, out",
+    )
+    command.add_argument(
+        "--write",
+        metavar="FILE",
+        default="-",
+        help="a new file (mode 0600), or - for standard output (the default)",
+    )
+    command.add_argument("--force", action="store_true", help="replace a file that exists")
+    for name, what in (("packets", "so many packets"), ("bytes", "so many bytes"), ("seconds", "that time")):
+        command.add_argument(
+            f"--{name}",
+            metavar="N",
+            type=_up_to(MAXIMUM[name]),
+            default=LIMITS[name],
+            help=f"end after {what} (default {LIMITS[name]}; 0 for no limit)",
+        )
+    most = MAXIMUM["snaplen"]
+    command.add_argument(
+        "--snaplen", metavar="N", type=_up_to(most), default=most, help="bytes to keep of a packet"
+    )
+    _add_directory(command)
+    command.set_defaults(command=_capture)
+
+
+def _filter(text: str) -> CaptureFilter:
+    try:
+        return parse_filter(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _up_to(maximum: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= maximum):
+            raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number from 0 to {maximum}")
+        return int(text)
+
+    return read
 
 
 def _offloads(text: str) -> frozenset[str]:
@@ -161,6 +219,19 @@ def _show(options: argparse.Namespace) -> int:
     else:
         print("\n\n".join(render(device) for device in found))
     return 0
+
+
+def _capture(options: argparse.Namespace) -> int:
+    request = CaptureRequest(
+        options.filter,
+        packets=options.packets,
+        bytes=options.bytes,
+        seconds=options.seconds,
+        snaplen=options.snaplen or MAXIMUM["snaplen"],
+    )
+    return capture(
+        options.name, request, options.write, force=options.force, directory=options.socket_directory
+    )
 
 
 def _health(options: argparse.Namespace) -> int:

@@ -148,6 +148,11 @@ class Device:
         else:
             self._context.allowed_ips.remove(network, peer)
 
+    def owner(self, address: bytes) -> bytes | None:
+        """The public key of the peer that a packed inner address belongs to."""
+        peer = self._context.allowed_ips.lookup(address)
+        return None if peer is None else peer.public_key
+
     def allowed_ips(self, peer: Peer) -> Iterator[Network]:
         return self._context.allowed_ips.of(peer)
 

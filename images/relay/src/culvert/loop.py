@@ -162,8 +162,12 @@ class Loop:
             return
         sock.setblocking(False)
         if len(self._clients) >= _MAX_CLIENTS:
-            self._close_client(next(iter(self._clients.values())))
-        self._clients[sock.fileno()] = ControlClient(sock, self._relay)
+            # A capture is no connection that was forgotten; there are fewer of them than connections.
+            clients = self._clients.values()
+            self._close_client(next(client for client in clients if not client.is_capturing))
+        client = ControlClient(sock, self._relay)
+        client.on_change = lambda: self._after_client(client, True)
+        self._clients[sock.fileno()] = client
         self._register(sock.fileno(), self._on_client)
 
     def _on_client(self, fd: int, events: int) -> None:
@@ -185,6 +189,8 @@ class Loop:
     def _close_client(self, client: ControlClient) -> None:
         del self._clients[client.socket.fileno()]
         self._selector.unregister(client.socket)
+        client.on_change = lambda: None
+        client.close_capture()
         client.socket.close()
 
     def _close(self) -> None:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 
 from .about import format_about
+from .capture import Capture, CaptureRequest, Captures
 from .config import Config
 from .constants import REJECT_AFTER_TIME_S, RESOLVE_AFTER_ATTEMPTS, SILENT_AFTER_ATTEMPTS
 from .context import Event, EventKind
@@ -74,6 +75,7 @@ class Relay:
         self._names: dict[bytes, tuple[str, int]] = {}
         self._configured_endpoints: dict[bytes, object] = {}
         self._resolve_at: dict[bytes, float] = {}
+        self._captures = Captures(device.owner)
         device.mtu_bytes = tun.mtu_bytes
         device.coalesce = tun.coalesce
 
@@ -91,7 +93,22 @@ class Relay:
     def about(self) -> str:
         """How packets are moved and which were refused, for the control socket."""
         now = self._clock()
-        return format_about(self.device.batch_name, self.offloads, self.device.rejections(), (), now)
+        captures = [capture.state(now) for capture in self._captures.active]
+        return format_about(self.device.batch_name, self.offloads, self.device.rejections(), captures, now)
+
+    def capture(self, request: CaptureRequest, on_change: Callable[[], None], who: str) -> Capture:
+        """Begin a capture of inner packets, see :meth:`culvert.capture.Captures.start`.
+
+        :raises RequestError: EBUSY: there are too many; ENOENT: the filter names a peer that there is not.
+        """
+        for public_key in request.filter.peers:
+            if self.device.peer(public_key) is None:
+                raise RequestError(errno.ENOENT, f"there is no peer {short_name(public_key)}")
+        return self._captures.start(request, self._clock(), on_change, who)
+
+    def stop_capture(self, capture: Capture) -> None:
+        """Its reader wants no more."""
+        self._captures.stop(capture, "reader")
 
     @property
     def offloads(self) -> frozenset[str]:
@@ -191,6 +208,8 @@ class Relay:
         """:raises DeviceGone: the device was deleted."""
         frames = self.tun.read(_FRAMES)
         if frames:
+            if self._captures.active:
+                self._captures.see(frames, outgoing=True)
             self.device.send_frames(frames, self._clock())
             self.pump()
 
@@ -217,6 +236,8 @@ class Relay:
         """Move what the engine has made to where it belongs."""
         frames = self.device.frames_to_write()
         if frames:
+            if self._captures.active:
+                self._captures.see(frames, outgoing=False)
             self.tun.write(frames)
             # It may have found out that it takes less than it promised.
             self.device.coalesce = self.tun.coalesce
@@ -232,14 +253,16 @@ class Relay:
     def get_timer(self) -> float | None:
         """When to call :meth:`handle_timer`."""
         moment = self.device.get_timer()
-        if not self._resolve_at:
+        if not self._resolve_at and not self._captures.active:
             return moment
-        resolve_at = min(self._resolve_at.values())
-        return resolve_at if moment is None else min(moment, resolve_at)
+        others = (moment, min(self._resolve_at.values(), default=None), self._captures.timer())
+        return min((other for other in others if other is not None), default=None)
 
     def handle_timer(self) -> None:
         now = self._clock()
         self.device.handle_timer(now)
+        if self._captures.active:
+            self._captures.expire(now)
         for public_key in [key for key, moment in self._resolve_at.items() if moment <= now]:
             del self._resolve_at[public_key]
             name = self._names.get(public_key)
