@@ -203,7 +203,8 @@ def _dns(spec: ProbeSpec, found: Findings) -> _Judged:
     if found.resolvers is None:
         return _UNASKED
     asked = [str(address) for address in found.resolvers.addresses]
-    wanted = [str(address) for address in spec.dns_servers]
+    versions = {6 if ":" in address else 4 for address in found.device.addresses} or {4, 6}
+    wanted = [str(address) for address in spec.dns_servers if address.version in versions]
     lookup = found.leaks.lookup if found.leaks else None
     reasons = []
     missing = [address for address in wanted if address not in asked]

@@ -15,6 +15,7 @@ import ipaddress
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from . import _probe
@@ -125,27 +126,32 @@ def route_to(address: _probe.Address, source: str | None) -> _probe.RouteFacts:
     return _probe.RouteFacts(link.get_attr("IFLA_IFNAME"), local=answer["type"] == RTN_LOCAL)
 
 
-def ping_all(spec: ProbeSpec, device: _probe.DeviceFacts) -> dict[_probe.Address, Echo]:
-    echoes: dict[_probe.Address, Echo] = {}
-    for version in (4, 6):
-        targets = [target for target in spec.targets if target.address.version == version]
-        if not targets:
-            continue
-        addresses = sorted({str(target.address) for target in targets})
+def ping_all(
+    spec: ProbeSpec, targets: Sequence[Target], device: _probe.DeviceFacts
+) -> dict[_probe.Address, Echo]:
+    """Both IP versions at a time: where nothing answers, each takes all of its time."""
+
+    def of_version(version: int) -> dict[str, Echo]:
+        chosen = [target.address for target in targets if target.address.version == version]
+        if not chosen:
+            return {}
+        addresses = sorted(str(address) for address in set(chosen))
         try:
-            source = source_for(device, targets[0].address)
-            found = ping(version, source, addresses, spec.count, spec.timeout_s)
+            return ping(version, source_for(device, chosen[0]), addresses, spec.count, spec.timeout_s)
         except HostError as error:
-            found = {address: Echo(address, refusal=str(error)) for address in addresses}
-        echoes.update({ipaddress.ip_address(address): echo for address, echo in found.items()})
-    return echoes
+            return {address: Echo(address, refusal=str(error)) for address in addresses}
+
+    with ThreadPoolExecutor(2) as both:
+        found = [echo for echoes in both.map(of_version, (4, 6)) for echo in echoes.items()]
+    return {ipaddress.ip_address(address): echo for address, echo in found}
 
 
 def targets_of(spec: ProbeSpec, device: _probe.DeviceFacts) -> list[tuple[Target, _probe.TargetFacts]]:
     """Routes first, as they are before anything was sent."""
-    routes = {t.address: route_to(t.address, source_for(device, t.address)) for t in spec.targets}
-    echoes = ping_all(spec, device)
-    return [(t, _probe.TargetFacts(t.address, routes[t.address], echoes[t.address])) for t in spec.targets]
+    targets = [t for t in spec.targets if not t.optional or source_for(device, t.address)]
+    routes = {t.address: route_to(t.address, source_for(device, t.address)) for t in targets}
+    echoes = ping_all(spec, targets, device)
+    return [(t, _probe.TargetFacts(t.address, routes[t.address], echoes[t.address])) for t in targets]
 
 
 def outside(addresses: Iterable[_probe.Address], device: str) -> list[tuple[str, str]]:

@@ -29,8 +29,11 @@ CONTAINER_DEVICES = ("docker0", "br-+", "veth+", "virbr+", "podman+", "cni+", "l
 
 @dataclass(frozen=True)
 class Target:
+    """:ivar optional: left out where the device has no address of this IP version."""
+
     name: str
     address: Address
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,9 @@ def _need_responder(spec: ProbeSpec) -> None:
 
 def _target(options: Options) -> Target:
     text = options.required("address")
-    target = Target(options.text("name") or text, _address(options, "address", text))
+    target = Target(
+        options.text("name") or text, _address(options, "address", text), options.flag("optional", False)
+    )
     options.done()
     return target
 

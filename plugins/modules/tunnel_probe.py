@@ -18,8 +18,7 @@ description:
     collection left it. RV(checks) has the result of each.
   - A tunnel that does not work is a result and not a failure of the task. Check RV(ok).
   - Takes two seconds where all is well and less than fifteen where nothing is, with the defaults and two
-    targets. Each target of another address family and each further round adds O(timeout_s) at most, each
-    destination to explain half a second, a measured throughput four seconds.
+    targets. Each further round adds O(timeout_s) at most, a measured throughput four seconds.
 author:
   - Culvert contributors (@culvert-vpn)
 extends_documentation_fragment:
@@ -65,6 +64,11 @@ options:
           - Its address in the tunnel.
         type: str
         required: true
+      optional:
+        description:
+          - Leave it out where the device has no address of this IP version.
+        type: bool
+        default: false
   count:
     description:
       - How many echo requests to send to each target, from 1 to 100.
@@ -198,7 +202,7 @@ options:
     type: int
   loss_max:
     description:
-      - Share of echo requests to a target that may stay without an answer, from 0 to 1.
+      - Share of echo requests to a target that may get no answer, from 0 to 1.
     type: float
   - module: culvert.vpn.relay_info
 """
@@ -350,35 +354,19 @@ outer_addresses:
   elements: str
   sample: ["198.51.100.7"]
 rejections:
-  description: What the relay has refused, the latest first.
+  description:
+    - What the relay has refused, the latest first; what is not known of it is empty.
   returned: success
   type: list
   elements: dict
-  contains:
-    reason:
-      description: V(mac1), V(unknown_peer), V(stale_timestamp), V(source), V(send_error), or another.
-      type: str
-      sample: unknown_peer
-    endpoint:
-      description: Where it came from or was to go.
-      type: str
-      sample: 198.51.100.9:51820
-    public_key:
-      description: Whose it was.
-      type: str
-      sample: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
-    address:
-      description: The address inside the tunnel that it was about.
-      type: str
-      sample: 10.86.0.7
-    count:
-      description: How often.
-      type: int
-      sample: 3
-    age_s:
-      description: Seconds since the latest.
-      type: int
-      sample: 4
+  sample:
+    - reason: source
+      endpoint: 198.51.100.9:51820
+      public_key: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
+      address: 10.86.0.7
+      count: 3
+      age_s: 4
+      detail: ""
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -389,7 +377,11 @@ from ansible_collections.culvert.vpn.plugins.module_utils._probe_spec import Pro
 
 
 def main() -> None:
-    target_options = {"name": {"type": "str"}, "address": {"type": "str", "required": True}}
+    target_options = {
+        "name": {"type": "str"},
+        "address": {"type": "str", "required": True},
+        "optional": {"type": "bool", "default": False},
+    }
     responder_options = {
         "address": {"type": "str", "required": True},
         "port": {"type": "int", "default": 51821},

@@ -1,0 +1,236 @@
+# Copyright (c) 2026, Culvert contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Private to the collection: may change at any time.
+"""What a host's probe, its server's word about it and the inventory say together: a verdict, with one cause.
+
+Pure functions on the controller: the filter plugins are shells over them. A host may fail several checks for
+one reason, and the reason may be on the other side of the tunnel. So the cause is looked for along the
+packet's way: what stops it on the host itself, what the server refused, what stops it on the server, and
+where none of them knows, what the first check that failed says.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import typing as t
+
+from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet import status_table
+
+Mapping = t.Mapping[str, t.Any]
+
+#: Stages of an explanation at which the packet has left the host: the server knows more of what came of it.
+_OUTSIDE = ("peer", "endpoint", "outer path")
+#: Rejections that are older than a probe takes were not of its packets.
+_FRESH_S = 60
+_KEYS_DIFFER = "run culvert.vpn.site for the whole fleet, so that both have each other's public key again"
+_REJECTIONS: dict[str, tuple[str, str]] = {
+    "mac1": (
+        (
+            "{server} gets handshakes that were made for another public key than its own: {host} has a wrong "
+            "key for it"
+        ),
+        _KEYS_DIFFER,
+    ),
+    "unknown_peer": ("{server} does not know the public key that {host} comes with, {key}", _KEYS_DIFFER),
+    "stale_timestamp": (
+        (
+            "{server} refuses the handshakes of {host} because they are older than one that it took before: "
+            "the clock of {host} went back"
+        ),
+        (
+            "set the clock of {host} and have NTP keep it; restarting the relay of {server} makes it forget "
+            "the later time"
+        ),
+    ),
+    "source": (
+        (
+            "{server} drops what {host} sends from {address}, which is not in the allowed IPs that it has "
+            "for {host}"
+        ),
+        "run culvert.vpn.site for the whole fleet; a network behind {host} belongs into its client_networks",
+    ),
+    "no_allowed_ip": (
+        "{server} has {address} of {host} in no peer's allowed IPs, so that it drops all answers",
+        "run culvert.vpn.site for the whole fleet",
+    ),
+}
+_NOTHING = "\u2013"
+
+
+def verdict(found: Mapping) -> dict[str, t.Any]:
+    """Judge one host.
+
+    `found`: `host`, `role` (server, client), `probe` (the result of tunnel_probe, also an unreachable or
+    failed one; none for a host of which nothing was heard), `server` (the name of a client's server),
+    `answer` (that server's result of tunnel_probe), `ignore` (names of checks that may fail).
+    """
+    probe = found.get("probe") or {}
+    ignore = found.get("ignore") or []
+    checks = [{**check, "ignored": check["name"] in ignore} for check in probe.get("checks") or []]
+    failed = [check for check in checks if check["ok"] is False and not check["ignored"]]
+    cause = _unknown(probe) or (_cause(found, failed) if failed else None)
+    gone = not probe or bool(probe.get("unreachable"))
+    return {
+        "host": str(found["host"]),
+        "role": str(found.get("role", "")),
+        "verdict": "unreachable" if gone else "FAIL" if cause else "ok",
+        "cause": cause,
+        "checks": checks,
+    }
+
+
+def _cause_of(stage: str, text: str, fix: str = "", host: str = "") -> dict[str, str]:
+    """`host`: where it is to be mended, empty for the host itself."""
+    return {"stage": stage, "text": text, "fix": fix, "host": host}
+
+
+def _unknown(probe: Mapping) -> dict[str, str] | None:
+    """The cause where there is nothing to judge."""
+    message = str(probe.get("msg") or "")
+    if not probe:
+        return _cause_of(
+            "connection", "this run has not heard of the host", "look at what it said of it above"
+        )
+    if probe.get("unreachable"):
+        return _cause_of("connection", f"Ansible cannot reach it: {message}", "connect to it by hand")
+    if not probe.get("checks"):
+        return _cause_of(
+            "probe", f"it could not be looked at: {message or probe.get('reasons') or 'no result'}"
+        )
+    return None
+
+
+def _cause(found: Mapping, failed: t.Sequence[Mapping]) -> dict[str, str]:
+    """The one that comes first on the packet's way."""
+    probe, answer = found["probe"], found.get("answer") or {}
+    server = str(found.get("server") or "")
+    names = [check["name"] for check in failed]
+    if names[0] in ("device", "relay"):
+        # Nothing else can be right then.
+        return _of_check(failed[0])
+    here = _stopped(probe)
+    if here and here["stage"] not in _OUTSIDE:
+        return here
+    if server:
+        there = _refused(found, answer, server) or _server_down(answer, server) or _stopped(answer, server)
+        if there and (here or _silent(names)):
+            return there
+    return here or _of_check(_first(failed))
+
+
+def _silent(names: t.Sequence[str]) -> bool:
+    """Whether something that needs an answer has failed: the reason may be the server's."""
+    return any(
+        name in ("handshake", "round_trip", "egress", "responder", "dns", "path_mtu") for name in names
+    )
+
+
+def _first(failed: t.Sequence[Mapping]) -> Mapping:
+    """A clock that is off and packets that get lost have effects that come before them in the list."""
+    by_name = {check["name"]: check for check in failed}
+    for name in ("clock", "path_mtu"):
+        if name in by_name:
+            return by_name[name]
+    return failed[0]
+
+
+def _of_check(check: Mapping) -> dict[str, str]:
+    return _cause_of(check["name"], "; ".join(check["reasons"]) or f"the check {check['name']} failed")
+
+
+def _stopped(probe: Mapping, host: str = "") -> dict[str, str] | None:
+    """Where a packet that the probe followed stops."""
+    for answer in probe.get("explained") or []:
+        cause = answer.get("cause")
+        if answer.get("ok") is False and cause:
+            where = f"on {host}: " if host else ""
+            return _cause_of(cause["stage"], where + cause["text"], cause.get("fix") or "", host)
+    return None
+
+
+def _server_down(answer: Mapping, server: str) -> dict[str, str] | None:
+    if answer.get("unreachable"):
+        return _cause_of(
+            "server", f"{server} cannot be reached by Ansible either", "look at that host", server
+        )
+    for check in answer.get("checks") or []:
+        if check["name"] in ("device", "relay") and check["ok"] is False:
+            return _cause_of("server", f"on {server}: {'; '.join(check['reasons'])}", "", server)
+    return None
+
+
+def _refused(found: Mapping, answer: Mapping, server: str) -> dict[str, str] | None:
+    """What the server has just refused, where it was this host's."""
+    for rejection in answer.get("rejections") or []:
+        if rejection["age_s"] > _FRESH_S or not _is_of(rejection, found["probe"]):
+            continue
+        if rejection["reason"] in _REJECTIONS:
+            text, fix = _REJECTIONS[rejection["reason"]]
+            words = {
+                "server": server,
+                "host": found["host"],
+                "key": rejection["public_key"],
+                "address": rejection["address"],
+            }
+            return _cause_of(rejection["reason"], text.format(**words), fix.format(**words), server)
+    return None
+
+
+def _is_of(rejection: Mapping, probe: Mapping) -> bool:
+    """By the key, then by the address in the tunnel, then by where it came from.
+
+    Behind a NAT the last cannot be known: then it is this host's if it has had no handshake.
+    """
+    if rejection["public_key"]:
+        return bool(rejection["public_key"] == probe.get("public_key"))
+    if rejection["address"]:
+        return rejection["address"] in (probe.get("device_addresses") or [])
+    origin = _host_of(rejection["endpoint"])
+    if origin in (probe.get("outer_addresses") or []):
+        return True
+    return all(target["handshake_age_s"] is None for target in probe.get("targets") or [])
+
+
+def _host_of(endpoint: str) -> str:
+    host = endpoint.rpartition(":")[0].strip("[]")
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return host
+
+
+def verdict_lines(verdicts: t.Sequence[Mapping]) -> list[str]:
+    """A table for a person: a line for each host with the checks that any was asked, then the causes."""
+    asked = checks_asked(verdicts)
+    rows = []
+    for one in verdicts:
+        marks = {check["name"]: _mark(check) for check in one["checks"]}
+        checks = {name: marks.get(name, _NOTHING) for name in asked}
+        rows.append({"host": one["host"], "role": one["role"], "verdict": one["verdict"], **checks})
+    lines = status_table(rows, ["host", "role", "verdict", *asked]).split("\n")
+    causes = [f"{one['host']}: {cause_text(one)}" for one in verdicts if one["cause"]]
+    return [*lines, *([""] if causes else []), *causes]
+
+
+def checks_asked(verdicts: t.Sequence[Mapping]) -> list[str]:
+    """Names of the checks that say something of at least one host, in their order."""
+    known = [check for one in verdicts for check in one["checks"]]
+    names = dict.fromkeys(check["name"] for check in known)
+    return [name for name in names if any(c["name"] == name and c["ok"] is not None for c in known)]
+
+
+def _mark(check: Mapping) -> str:
+    if check["ok"] is None:
+        return _NOTHING
+    return "ok" if check["ok"] else "ignored" if check["ignored"] else "FAIL"
+
+
+def cause_text(one: Mapping) -> str:
+    """The cause in one sentence, with what to do; empty without one."""
+    cause = one["cause"]
+    if not cause:
+        return ""
+    fix = f" ({cause['fix']})" if cause["fix"] else ""
+    return f"{cause['stage']}: {cause['text']}{fix}"
