@@ -204,6 +204,7 @@ options:
     description:
       - Share of echo requests to a target that may get no answer, from 0 to 1.
     type: float
+seealso:
   - module: culvert.vpn.relay_info
 """
 
