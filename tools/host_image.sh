@@ -5,22 +5,27 @@
 # Builds culvert/host:TAG, the simulated host of the demo and of Molecule. Does nothing while its source, of which the
 # image carries a hash, is the same.
 #
-#   host_image.sh trixie|bookworm|blank      blank is a trixie on which nothing is installed that the roles install
+#   host_image.sh trixie|bookworm|blank|trixie-resolved|trixie-resolvconf
+#
+# blank is a trixie on which nothing is installed that the roles install; the last two are hosts on which systemd-resolved
+# or Debian's resolvconf is in charge of /etc/resolv.conf.
 . "$(dirname "$0")/lib.sh"
 
-tag=${1:?usage: host_image.sh trixie|bookworm|blank}
+tag=${1:?usage: host_image.sh trixie|bookworm|blank|trixie-resolved|trixie-resolvconf}
 only_one "host-image-$tag"
 
 image=culvert/host:$tag
+prepared=yes resolver=file
 case $tag in
     blank) release=trixie prepared=no ;;
-    *) release=$tag prepared=yes ;;
+    *-*) release=${tag%%-*} resolver=${tag#*-} ;;
+    *) release=$tag ;;
 esac
 source=$(find images/host -type f ! -path '*/__pycache__/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-64)
 
 build() {
     docker build --label io.culvert.image=host --build-arg "BASE=debian:$release-slim" --build-arg "SOURCE=$source" \
-        --build-arg "PREPARED=$prepared" \
+        --build-arg "PREPARED=$prepared" --build-arg "RESOLVER=$resolver" \
         --tag "$image" images/host
 }
 

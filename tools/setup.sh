@@ -28,5 +28,7 @@ if [[ $1 == test ]]; then
     tools/unpacked.sh
     tools/host_image.sh bookworm
     tools/host_image.sh blank
+    tools/host_image.sh trixie-resolved
+    tools/host_image.sh trixie-resolvconf
 fi
 ((SECONDS - started < 3)) || say "Set-up finished in $((SECONDS - started)) s"
