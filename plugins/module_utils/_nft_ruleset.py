@@ -16,6 +16,7 @@ JSON schema: libnftables-json(5).
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -212,6 +213,8 @@ def _elements(ruleset: Ruleset, chain: Chain, right: Any) -> Iterable[Any]:
 
 
 def _equal(value: Any, right: Any) -> bool:
+    if isinstance(right, dict) and "prefix" in right:
+        return _within(value, right["prefix"])
     if isinstance(right, dict) and "range" in right:
         low, high = right["range"]
         return (
@@ -220,3 +223,12 @@ def _equal(value: Any, right: Any) -> bool:
     if isinstance(right, str) and right.endswith("*"):
         return str(value).startswith(right[:-1])
     return bool(value == right)
+
+
+def _within(value: Any, prefix: Mapping[str, Any]) -> bool:
+    """Whether an address is in a prefix."""
+    try:
+        network = ipaddress.ip_network(f"{prefix.get('addr')}/{prefix.get('len')}", strict=False)
+        return ipaddress.ip_address(str(value)) in network
+    except ValueError:
+        return False

@@ -5,7 +5,7 @@
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 # Do not use this from other collections or standalone plugins/modules!
 
-"""Talks to a relay over WireGuard's userspace API (https://www.wireguard.com/xplatform/): "get" and "set", and
+"""Talks to a relay over WireGuard's userspace API (https://www.wireguard.com/xplatform/): "get", "set", and
 "culvert", which only our own relay knows: what it refused lately, and why.
 
 The answer to "get" holds the private key and the pre-shared keys. Of the private key only the public key that
@@ -67,8 +67,8 @@ class Relay:
 class Rejection:
     """What a relay refused; see ``images/relay/src/culvert/rejections.py``.
 
-    :ivar reason: ``mac1``, ``unknown_peer``, ``stale_timestamp``, ``bad_response``, ``source``, ``no_allowed_ip``,
-        ``no_endpoint``, ``send_error``, or what a later relay may say.
+    :ivar reason: ``mac1``, ``unknown_peer``, ``stale_timestamp``, ``bad_response``, ``source``,
+        ``no_allowed_ip``, ``no_endpoint``, ``send_error``, or what a later relay may say.
     :ivar endpoint: where it came from, or was to go; empty where that is not known, as the next two.
     :ivar public_key: base64.
     :ivar address: the inner packet's source (``source``) or destination.
