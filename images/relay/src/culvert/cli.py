@@ -17,11 +17,12 @@ from .capture import LIMITS, MAXIMUM, CaptureRequest
 from .capture_command import capture
 from .capture_filter import CaptureFilter, parse_filter
 from .choose import BATCHES
-from .config import load_config
+from .config import load_config, parse_prefix
 from .control import DEFAULT_DIRECTORY
 from .errors import ConfigError, CulvertError
 from .keys import Identity, decode_base64, encode_base64, generate_preshared, generate_private
 from .offloads import parse_offloads
+from .responder import DEFAULT_PORT
 from .run import RunOptions, run
 from .show import devices, query, render
 
@@ -91,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_capture(commands.add_parser("capture", help="write what crosses the device as pcap, while it runs"))
 
+    _add_respond(commands.add_parser("respond", help="answer those who test a tunnel, from inside it"))
+
     command = commands.add_parser("health", help="exit 0 when the device's process answers")
     command.add_argument("name", metavar="NAME")
     _add_directory(command)
@@ -142,6 +145,22 @@ def _add_capture(command: argparse.ArgumentParser) -> None:
     )
     _add_directory(command)
     command.set_defaults(command=_capture)
+
+
+def _add_respond(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "HTTP/1.1 (GET /: your address; GET /bytes/N: N zeros; POST /bytes: takes them) and UDP replies of "
+        "the length asked for, bounded. Waits for addresses that are not there yet."
+    )
+    command.add_argument(
+        "--listen", metavar="ADDRESS", nargs="+", required=True, help="addresses inside the tunnel"
+    )
+    command.add_argument("--port", metavar="N", type=_up_to(65535), default=DEFAULT_PORT)
+    command.add_argument(
+        "--allow", metavar="PREFIX", nargs="+", default=[], help="answer these networks only"
+    )
+    command.add_argument("--user", metavar="UID[:GID]", help="become this user first")
+    command.set_defaults(command=_respond)
 
 
 def _filter(text: str) -> CaptureFilter:
@@ -232,6 +251,21 @@ def _capture(options: argparse.Namespace) -> int:
     return capture(
         options.name, request, options.write, force=options.force, directory=options.socket_directory
     )
+
+
+def _respond(options: argparse.Namespace) -> int:
+    # Here, not above: asyncio takes longer to load than all the rest, and a health check loads this file.
+    from .respond import RespondOptions, parse_listen, respond
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="culvert: %(levelname)s: %(message)s")
+    try:
+        listen = parse_listen(options.listen)
+        allow = tuple(parse_prefix(prefix) for prefix in options.allow)
+    except ValueError as error:
+        raise CulvertError(f"respond: {error}") from None
+    if not options.port:
+        raise CulvertError("respond: --port 0 is no port")
+    return respond(RespondOptions(listen, options.port, allow, options.user))
 
 
 def _health(options: argparse.Namespace) -> int:

@@ -78,13 +78,14 @@ def harden() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def drop_to(uid: int, gid: int) -> None:
-    """Become ``uid``:``gid`` for good, with CAP_NET_ADMIN (if it was there) and nothing else.
+def drop_to(uid: int, gid: int, *, keep_net_admin: bool = True) -> None:
+    """Become ``uid``:``gid`` for good, with CAP_NET_ADMIN (if it was there and is to be kept), and nothing
+    else.
 
     :raises CulvertError: the kernel refuses; the process must end then.
     """
     try:
-        kept = _permitted() & (1 << _CAP_NET_ADMIN)
+        kept = _permitted() & (1 << _CAP_NET_ADMIN) if keep_net_admin else 0
         if os.getuid() != uid or os.getgid() != gid or os.geteuid() != uid:
             # Without KEEPCAPS the change of user would empty the permitted set.
             _prctl(_PR_SET_KEEPCAPS, 1)
