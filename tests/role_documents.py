@@ -22,6 +22,9 @@ ADDRESSES = {
     "client": ["10.86.0.2/16", "fd86:ea04:1115::2/64"],
     "server": ["10.86.0.1/16", "fd86:ea04:1115::1/64"],
 }
+_OMITTED = "__omitted__"
+# Stands for an option that a task leaves out, which only a task can.
+_OMITTED = "(left out)"
 # What only a host's options say, not its network's.
 _NOT_IN_A_DOCUMENT = {"confirm", "confirm_timeout_s", "allow", "state"}
 
@@ -37,7 +40,10 @@ def documents(member: str, ipv6: bool = True, **variables: Any) -> dict[str, dic
         json.dumps({"relay_identity": {"interface": "culvert0", "addresses": addresses}, **variables})
     )
     both: dict[str, dict[str, Any]] = json.loads(made)
-    return {role: both[role] for role in ("relay", member)}
+    return {
+        role: {name: value for name, value in both[role].items() if value != _OMITTED}
+        for role in ("relay", member)
+    }
 
 
 @lru_cache
@@ -84,5 +90,10 @@ def _options_of(role: str) -> dict[str, Any]:
         for task in yaml.safe_load(path.read_text()):
             options: dict[str, Any] = task.get("culvert.vpn.host_network", {})
             if options and options.get("state", "present") == "present":
-                return {name: value for name, value in options.items() if name not in _NOT_IN_A_DOCUMENT}
+                kept = {name: value for name, value in options.items() if name not in _NOT_IN_A_DOCUMENT}
+                # What Ansible leaves out has no value that could be written down.
+                told: dict[str, Any] = json.loads(
+                    json.dumps(kept).replace("else omit }}", f"else '{_OMITTED}' }}}}")
+                )
+                return told
     raise AssertionError(f"the role {role} makes no document")
