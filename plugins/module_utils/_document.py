@@ -222,7 +222,8 @@ def _sysctls(options: Options) -> dict[str, str]:
     for key, value in values.items():
         if isinstance(value, (bool, list, dict)) or value is None:
             raise options.refuse(f"sysctls.{key}", f"must be a number or text, not {value!r}")
-    return {str(key): " ".join(str(value).split()) for key, value in values.items()}
+    # Sorted, as they come back from a file: the same document is the same plan.
+    return dict(sorted((str(key), " ".join(str(value).split())) for key, value in values.items()))
 
 
 def _resolver(options: Options, present: bool) -> ResolverSpec | None:

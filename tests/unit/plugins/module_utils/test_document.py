@@ -98,6 +98,17 @@ def test_any_other_difference_is_one(change: dict[str, Any]) -> None:
     assert Document.from_params({**SMALL, **change}).sha256 != Document.from_params(SMALL).sha256
 
 
+def test_a_document_that_comes_back_from_a_file_is_carried_out_in_the_same_order() -> None:
+    settings = {
+        "net.ipv4.tcp_fwmark_accept": 1,
+        "net.ipv4.fwmark_reflect": 1,
+        "net.ipv4.conf.all.forwarding": 1,
+    }
+    made = Document.from_params({**SMALL, "sysctls": settings})
+    kept = Document.from_params(json.loads(json.dumps(made.params, sort_keys=True)))
+    assert list(made.sysctls) == list(kept.sysctls)
+
+
 def test_accounts_are_kept_by_number() -> None:
     document = Document.from_params({"name": "a", "devices": [{"name": "t", "owner": "root"}]})
     assert document.params["devices"] == [{"name": "t", "owner": "0"}]
