@@ -28,6 +28,11 @@ IPV6_MTU_MIN_BYTES = 1280
 IPV4_MTU_MIN_BYTES = 576
 PATH_MIN_BYTES = {4: IPV4_MTU_MIN_BYTES, 6: IPV6_MTU_MIN_BYTES}
 PATH_DEFAULT_BYTES = 1500
+# WireGuard fills packets up to a multiple of this many bytes, but not beyond the MTU of the sender's device
+# (section 5.4.6). The sender's may be larger than ours: then the fill has to fit the path, too.
+PADDING_BYTES = 16
+# What WireGuard's devices have on Ethernet: who has no more fills up to no more.
+USUAL_MTU_BYTES = PATH_DEFAULT_BYTES - OVERHEAD_BYTES[6]
 # The relay's largest (a run of datagrams and their overhead have to fit 16 bits).
 TUNNEL_MTU_MAX_BYTES = 65455
 # Path MTUs that are often met: Ethernet, PPPoE, 6in4, mobile networks, tunnels in tunnels.
@@ -66,11 +71,12 @@ class Path:
 
     @property
     def inner_bytes(self) -> int:
-        """What is left for a packet in the tunnel. A path that nothing has confirmed is given the allowance
-        for IPv6 in any case, as wg-quick does.
+        """What is left for a packet in the tunnel, whoever sends it. A path that nothing has confirmed is
+        given the allowance for IPv6 in any case, as wg-quick does.
         """
         overhead = OVERHEAD_BYTES[self.version] if self.how in (ECHO, TOLD) else OVERHEAD_BYTES[6]
-        return self.path_mtu - overhead
+        inner = self.path_mtu - overhead
+        return inner if inner == USUAL_MTU_BYTES else inner - inner % PADDING_BYTES
 
     def report(self) -> dict[str, Any]:
         return {
@@ -86,7 +92,7 @@ def tunnel_mtu(paths: Sequence[Path], tunnel_ipv6: bool) -> dict[str, int]:
     """MTU of a tunnel over all of the paths, and the MSS that TCP in it has to be held to where that MTU, the
     least there may be, is still too large; else 0.
     """
-    inner = min((path.inner_bytes for path in paths), default=PATH_DEFAULT_BYTES - OVERHEAD_BYTES[6])
+    inner = min((path.inner_bytes for path in paths), default=USUAL_MTU_BYTES)
     floor = IPV6_MTU_MIN_BYTES if tunnel_ipv6 else IPV4_MTU_MIN_BYTES
     clamped = {version: inner - headers for version, headers in TCP_HEADERS_BYTES.items()}
     return {

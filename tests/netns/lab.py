@@ -230,6 +230,10 @@ class Host:
         self._processes.append(process)
         return process
 
+    def converse(self, argv: Sequence[str]) -> subprocess.Popen[str]:
+        """Start a command that is written to and read from; whoever starts it ends it."""
+        return subprocess.Popen(self._enter(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
     def ip(self, *argv: str) -> str:
         """``ip`` of iproute2 in this host's namespace; returns its output."""
         return _command(["ip", "-n", self.namespace, *argv])
