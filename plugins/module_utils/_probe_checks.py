@@ -158,6 +158,9 @@ def _egress(spec: ProbeSpec, found: Findings) -> _Judged:
         return _UNASKED
     own = found.egress is None
     address, problem = (found.seen_as if own else found.egress) or (None, "")
+    if own and spec.responder and str(spec.responder.address) in found.device.addresses:
+        # It is on this host: nothing went out.
+        return _UNASKED
     if own:
         inside = address in found.device.addresses
         if address is None or inside:

@@ -17,8 +17,6 @@ import re
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ansible_collections.culvert.vpn.plugins.plugin_utils._verify import cause_text
-
 # Everything that XML 1.0 has no way to write, not even escaped (section 2.2, Char).
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -42,7 +40,7 @@ def _suite(root: ET.Element, one: t.Mapping[str, t.Any], timestamp: str) -> None
     if not one["checks"]:
         # Nothing could be asked: that is an error of the test and no failure of what it tests.
         case = _case(suite, one, "reachable")
-        ET.SubElement(case, "error", {"message": plain(cause_text(one)), "type": one["verdict"]})
+        ET.SubElement(case, "error", {"message": plain(one["says"]), "type": one["verdict"]})
     for check in one["checks"]:
         case = _case(suite, one, check["name"])
         reasons = plain("\n".join(check["reasons"]))
@@ -57,7 +55,7 @@ def _suite(root: ET.Element, one: t.Mapping[str, t.Any], timestamp: str) -> None
     cases = list(suite)
     if one["cause"] and one["checks"]:
         # Last, where the schema has it.
-        ET.SubElement(suite, "system-out").text = plain(f"cause: {cause_text(one)}")
+        ET.SubElement(suite, "system-out").text = plain(f"cause: {one['says']}")
     counts = {"failures": "failure", "errors": "error", "skipped": "skipped"}
     suite.set("tests", str(len(cases)))
     for name, tag in counts.items():

@@ -76,9 +76,18 @@ def verdict(found: Mapping) -> dict[str, t.Any]:
         "host": str(found["host"]),
         "role": str(found.get("role", "")),
         "verdict": "unreachable" if gone else "FAIL" if cause else "ok",
+        "says": cause_text(cause),
         "cause": cause,
         "checks": checks,
+        "explained": [_brief(answer) for answer in probe.get("explained") or []],
+        "explained_by_server": [
+            _brief(answer) for answer in (found.get("answer") or {}).get("explained") or []
+        ],
     }
+
+
+def _brief(answer: Mapping) -> dict[str, t.Any]:
+    return {"destination": answer["destination"], "ok": answer["ok"], "cause": answer.get("cause")}
 
 
 def _cause_of(stage: str, text: str, fix: str = "", host: str = "") -> dict[str, str]:
@@ -210,7 +219,7 @@ def verdict_lines(verdicts: t.Sequence[Mapping]) -> list[str]:
         checks = {name: marks.get(name, _NOTHING) for name in asked}
         rows.append({"host": one["host"], "role": one["role"], "verdict": one["verdict"], **checks})
     lines = status_table(rows, ["host", "role", "verdict", *asked]).split("\n")
-    causes = [f"{one['host']}: {cause_text(one)}" for one in verdicts if one["cause"]]
+    causes = [f"{one['host']}: {one['says']}" for one in verdicts if one["cause"]]
     return [*lines, *([""] if causes else []), *causes]
 
 
@@ -227,9 +236,8 @@ def _mark(check: Mapping) -> str:
     return "ok" if check["ok"] else "ignored" if check["ignored"] else "FAIL"
 
 
-def cause_text(one: Mapping) -> str:
+def cause_text(cause: Mapping | None) -> str:
     """The cause in one sentence, with what to do; empty without one."""
-    cause = one["cause"]
     if not cause:
         return ""
     fix = f" ({cause['fix']})" if cause["fix"] else ""
