@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Callable
 
 from . import _drift, _kill_switch, _leaks, _nameservers, _probe, _probe_look, _responder
 from ._core import HostError, MissingRequirement, Runner, SpecError
 from ._probe_checks import Check, Findings, checks
-from ._probe_spec import ProbeSpec
+from ._probe_spec import ProbeSpec, Question
 from ._uapi import query, rejections
 
 _PATH_ROUND_S = 1.0
+_EXPLAINED_WITHIN_S = 1.0
 
 
 def probe(spec: ProbeSpec, run: Runner) -> dict[str, Any]:
@@ -113,7 +115,33 @@ def _changed(spec: ProbeSpec, found: Findings, run: Runner, trouble: dict[str, s
 
 
 def _explained(spec: ProbeSpec, found: Findings, run: Runner, trouble: dict[str, str]) -> dict[str, Any]:
-    return {}
+    """Last: what the checks have found is a part of it."""
+    if not spec.explain:
+        return {}
+    made = [check.result for check in checks(spec, found)]
+    answers = [
+        _tried(partial(_explain, spec, question, made, run), ("path",), trouble) for question in spec.explain
+    ]
+    return {"explained": [answer for answer in answers if answer is not None]}
+
+
+def _explain(spec: ProbeSpec, question: Question, made: list[dict[str, Any]], run: Runner) -> dict[str, Any]:
+    """:raises SpecError, HostError: as :func:`._explain_host.explain`."""
+    # Here and not above: half of what it needs is of no use to a probe that explains nothing.
+    from ._explain_host import explain
+
+    return explain(
+        question.destination,
+        interface=spec.device,
+        socket_path=spec.socket_path,
+        source=question.source or "",
+        protocol=question.protocol or "",
+        port=question.port or 0,
+        checks=made,
+        reference_time_s=spec.reference_time_s,
+        timeout_s=min(spec.timeout_s, _EXPLAINED_WITHIN_S),
+        run=run,
+    )
 
 
 def _tried(look: Callable[[], Any], names: tuple[str, ...], trouble: dict[str, str]) -> Any:

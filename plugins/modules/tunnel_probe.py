@@ -337,7 +337,7 @@ explained:
     cause:
       description: Where it stops, V(null) where it does not.
       type: dict
-      sample: {"stage": "route", "text": "…", "fix": "…"}
+      sample: {"stage": "route", "name": "no_route", "text": "…", "fix": "…"}
     stages:
       description: The stages that it passes, in order.
       type: list

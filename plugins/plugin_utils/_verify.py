@@ -20,8 +20,8 @@ from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet import status_t
 
 Mapping = t.Mapping[str, t.Any]
 
-#: Stages of an explanation at which the packet has left the host: the server knows more of what came of it.
-_OUTSIDE = ("peer", "endpoint", "outer path")
+#: The cause of an explanation by which nothing comes back: the server may know why.
+_SILENCE = "endpoint_silent"
 #: Rejections that are older than a probe takes were not of its packets.
 _FRESH_S = 60
 _KEYS_DIFFER = "run culvert.vpn.site for the whole fleet, so that both have each other's public key again"
@@ -90,9 +90,9 @@ def _brief(answer: Mapping) -> dict[str, t.Any]:
     return {"destination": answer["destination"], "ok": answer["ok"], "cause": answer.get("cause")}
 
 
-def _cause_of(stage: str, text: str, fix: str = "", host: str = "") -> dict[str, str]:
-    """`host`: where it is to be mended, empty for the host itself."""
-    return {"stage": stage, "text": text, "fix": fix, "host": host}
+def _cause_of(stage: str, text: str, fix: str = "", host: str = "", name: str = "") -> dict[str, str]:
+    """`host`: where it is to be mended, empty for the host itself. `name`: what programs know it by."""
+    return {"stage": stage, "name": name or stage, "text": text, "fix": fix, "host": host}
 
 
 def _unknown(probe: Mapping) -> dict[str, str] | None:
@@ -120,7 +120,7 @@ def _cause(found: Mapping, failed: t.Sequence[Mapping]) -> dict[str, str]:
         # Nothing else can be right then.
         return _of_check(failed[0])
     here = _stopped(probe)
-    if here and here["stage"] not in _OUTSIDE:
+    if here and here["name"] != _SILENCE:
         return here
     if server:
         there = _refused(found, answer, server) or _server_down(answer, server) or _stopped(answer, server)
@@ -155,7 +155,8 @@ def _stopped(probe: Mapping, host: str = "") -> dict[str, str] | None:
         cause = answer.get("cause")
         if answer.get("ok") is False and cause:
             where = f"on {host}: " if host else ""
-            return _cause_of(cause["stage"], where + cause["text"], cause.get("fix") or "", host)
+            name = cause.get("name") or ""
+            return _cause_of(cause["stage"], where + cause["text"], cause.get("fix") or "", host, name)
     return None
 
 
