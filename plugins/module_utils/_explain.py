@@ -56,10 +56,12 @@ def _stages(facts: Facts) -> Iterator[Stage]:
     yield Stage("local", True, f"{facts.destination} is no address of this host")
     packet = _packet(facts)
     way = facts.ask(_ask(facts, packet))
-    yield from _explain_route.stages(facts, way)
+    led = list(_explain_route.stages(facts, way))
+    yield from led
     if way.device:
         yield from _chains(facts, packet, way)
-    if way.device == facts.device.name or not way.device or _explain_route.expectation(facts):
+    # Of what rightly stays outside, the tunnel need not be looked at.
+    if way.device == facts.device.name or any(stage.ok is False for stage in led):
         yield from _tunnel(facts)
     yield from _explain_extras.stages(facts)
 

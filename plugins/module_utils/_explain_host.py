@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import _drift, _facts, _nft_ruleset, _store
+from . import _drift, _facts, _nft_ruleset, _relay_container, _store
 from ._core import HostError, MissingRequirement, Runner, SpecError
 from ._document import Document
 from ._explain import explain_facts
@@ -30,7 +30,7 @@ from ._files import read_text
 from ._forecast import Routing, now
 from ._host import kernel_has_ipv6
 from ._icmp import ping
-from ._iptables import COMMANDS, Tables, find, tools
+from ._iptables import COMMANDS, Tables, tools
 from ._knock import knock
 from ._netfilter_packet import Addresses
 from ._netlink import FAMILIES, IFF_UP, netlink_error, rtnetlink, step
@@ -359,17 +359,14 @@ def _neighbours(ipr: Any) -> dict[str, str]:
 
 
 def _container(run: Runner, name: str) -> str:
-    docker = find("docker")
-    if docker is None:
-        return ""
-    form = "{{.State.Status}}, exit status {{.State.ExitCode}}, since {{.State.FinishedAt}}"
-    code, out, _err = run([docker, "inspect", "--type=container", f"--format={form}", f"culvert-{name}"], "")
-    if code:
-        return f"there is no container culvert-{name}"
-    state = out.strip()
-    return (
-        f"its container culvert-{name} runs" if state.startswith("running") else f"culvert-{name} is {state}"
-    )
+    try:
+        containers = _relay_container.look(run)
+    except HostError as error:
+        return str(error)
+    found = _relay_container.of_interface(containers, name)
+    if found:
+        return str(found)
+    return f"there is no container for {name}" if _relay_container.engine() else ""
 
 
 def _nameservers(unread: list[str]) -> Iterator[str]:

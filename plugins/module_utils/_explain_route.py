@@ -39,7 +39,10 @@ def stages(facts: Facts, way: Way) -> Iterator[Stage]:
         yield Stage("rule", True, f"decided by rule {_rule_words(facts, way.rule)}{_doubt(way)}")
         yield Stage("route", True, f"{_leaves(way)}: it is none of the tunnel's destinations")
         return
-    yield _astray(facts, way, expected)
+    stage = _astray(facts, way, expected)
+    if stage.stage == "route":
+        yield Stage("rule", True, f"decided by rule {_rule_words(facts, way.rule)}{_doubt(way)}")
+    yield stage
 
 
 def expectation(facts: Facts) -> str:

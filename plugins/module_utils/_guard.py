@@ -6,7 +6,7 @@
 # Do not use this from other collections or standalone plugins/modules!
 
 """The processes on the host that belong to no Ansible run: ``run.py apply ID PROCESS``, ``rollback ID``,
-``wait ID``, ``boot`` and ``resolver``.
+``wait ID``, ``boot`` and ``resolver``; and what the person who looks at the host asks for, ``explain``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from ._pending import Transaction
 from ._processes import run_command
 from ._transaction import cause_of_death, execute
 
-_USAGE = "usage: run.py apply ID PROCESS | rollback ID | wait ID | boot | resolver\n"
+_USAGE = (
+    "usage: run.py explain DESTINATION | culvert ... | boot | resolver\n"
+    "       run.py apply ID PROCESS | rollback ID | wait ID\n"
+)
 # How long the module gets to end, and its last words to reach the controller, before the network changes.
 _MODULE_END_S = 1.0
 _LAST_WORDS_S = 0.2
@@ -128,6 +131,11 @@ def main(arguments: list[str]) -> int:
     try:
         if arguments == ["boot"]:
             return _boot.main(sys.stdout, sys.stderr)
+        if arguments[:1] == ["explain"] or arguments[:1] == ["culvert"]:
+            # Here and not above: what undoes a change has to load fast, and needs nothing of this.
+            from . import _command
+
+            return _command.main(arguments[arguments[0] == "culvert" :])
         if arguments == ["resolver"]:
             return _boot.resolver(sys.stdout, sys.stderr)
         if len(arguments) == 3 and arguments[0] == "apply" and arguments[2].isdigit():
