@@ -151,9 +151,9 @@ def _controller(case: _Case) -> Iterator[_Finding]:
     if not cut_off and marks[1] and not _outlives(case, peer, local):
         yield _Finding(
             case.option_of(case.after.lookup(peer, local)),
-            f"the connection by which the controller ({peer}) is here would end: answers are routed before the "
-            f"chains can mark them, and without a mark they would go {_words(case.after.lookup(peer, local))}. "
-            "New connections would work. Connect by the other address family, or let the tunnel carry this one",
+            f"the connection by which the controller ({peer}) is here would end: answers are routed before "
+            f"the chains can mark them, and without it go {_words(case.after.lookup(peer, local))}. New "
+            "connections would work. Connect by the other address family, or let the tunnel carry this one",
             "controller_in_tunnel",
         )
     if cut_off == after:
@@ -218,7 +218,7 @@ def _unreachable(
             advice = (
                 "give the host a route to it outside of the tunnel, which the rules find before the tunnel's"
                 if mark
-                else "set fwmark to the relay's mark and have the tunnel's rules pass over it (fwmark, invert)"
+                else "set fwmark to the relay's mark and have the rules pass over it (fwmark, invert)"
             )
             message = f"the tunnel's own packets to its peer {name}{marked} would enter the tunnel: {where}"
         else:
@@ -396,8 +396,8 @@ def _bridges(case: _Case) -> Iterator[_Finding]:
             yield _Finding(
                 option,
                 f"{pattern} is let pass as a bridge of containers, but this host's default route leads to "
-                f"{device}: private addresses there could be reached beside the tunnel. Leave {pattern} out of "
-                "client_container_devices, and list the bridges of containers by their names",
+                f"{device}: private addresses there could be reached beside the tunnel. Leave {pattern} out "
+                "of client_container_devices, and list the bridges of containers by their names",
             )
 
 
