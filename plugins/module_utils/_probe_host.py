@@ -21,12 +21,15 @@ from typing import Any, Callable
 
 from . import _drift, _kill_switch, _leaks, _nameservers, _probe, _probe_look, _responder
 from ._core import HostError, MissingRequirement, Runner, SpecError
+from ._path_echo import search_path
+from ._path_mtu import Search
 from ._probe_checks import Check, Findings, checks
 from ._probe_spec import ProbeSpec, Question
 from ._uapi import query, rejections
 
 _PATH_ROUND_S = 1.0
 _EXPLAINED_WITHIN_S = 1.0
+_ECHO_MIN_BYTES = 576
 
 
 def probe(spec: ProbeSpec, run: Runner) -> dict[str, Any]:
@@ -95,8 +98,10 @@ def _through_the_responder(
     spec: ProbeSpec, found: Findings, run: Runner, trouble: dict[str, str]
 ) -> dict[str, Any]:
     gathered: dict[str, Any] = {}
-    answers = found.seen_as is not None and found.seen_as[0] is not None
-    if spec.responder is None or not answers:
+    if spec.responder is None:
+        path = _tried(lambda: _echoed_sizes(spec, found), ("path_mtu",), trouble)
+        return {"path_mtu": path} if path else gathered
+    if found.seen_as is None or found.seen_as[0] is None:
         return gathered
     if spec.path_mtu and found.mtu_bytes:
         gathered["path_mtu"] = _responder.path_mtu(spec.responder, found.mtu_bytes, _PATH_ROUND_S)
@@ -105,6 +110,18 @@ def _through_the_responder(
             spec.responder, spec.throughput_floor_mbit, spec.timeout_s
         )
     return gathered
+
+
+def _echoed_sizes(spec: ProbeSpec, found: Findings) -> _responder.PathMtu | None:
+    """Without a responder: the largest echo to the first target that answers at all, both ways at once."""
+    reached = [
+        facts.address for _, facts in found.targets if facts.echo.round_trips_s and not facts.route.local
+    ]
+    if not spec.path_mtu or not found.mtu_bytes or not reached:
+        return None
+    search = Search(found.mtu_bytes, min(_ECHO_MIN_BYTES, found.mtu_bytes))
+    search_path(str(reached[0]), 0, search)
+    return _responder.PathMtu(found.mtu_bytes, search.best, search.best)
 
 
 def _changed(spec: ProbeSpec, found: Findings, run: Runner, trouble: dict[str, str]) -> dict[str, Any]:
