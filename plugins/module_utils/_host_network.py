@@ -156,7 +156,7 @@ class HostNetwork(PlainBackend):
         if self.document.resolver is not None:
             spec, where = self.document.resolver, "resolver"
         elif self.before.resolver is not None:
-            spec, where = ResolverSpec(present=False), ""
+            spec, where = ResolverSpec(self.before.resolver.device, present=False), ""
         else:
             return None
         return Part("resolver", where, ResolverBackend(spec, self._run, self.check_mode))

@@ -52,13 +52,13 @@ _DEVICE = re.compile(r"[^/:%\s]{1,15}")
 # RFC 1035 section 2.3.4; an underscore is in use, and a final dot is right.
 _DOMAIN = re.compile(r"(?=.{1,253}$)[0-9A-Za-z_](?:[0-9A-Za-z_.-]*[0-9A-Za-z_])?\.?")
 
-#: What of ours is on the host, by layer: the device, the entry's name, or the file from before us.
+#: What of ours is on the host, by layer: the device, and the entry's name, or the file from before us.
 Record = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class ResolverSpec:
-    """The wish. Of one that is to be absent nothing else counts.
+    """The wish. Of one that is to be absent only the device counts: others may have name servers by now.
 
     :ivar search: what is appended to names that are not complete.
     """
@@ -221,8 +221,8 @@ class ResolverState:
     @property
     def others(self) -> ResolvConf:
         """/etc/resolv.conf as it would be without us."""
-        kept = self.record.get("file")
-        return resolv_conf_of(kept) if self.file.is_ours and kept else self.file
+        record = self.record.get("file")
+        return resolv_conf_of(record["before"]) if self.file.is_ours and record else self.file
 
 
 def layers_of(state: ResolverState) -> list[str]:
@@ -244,6 +244,8 @@ def plan(spec: ResolverSpec, state: ResolverState) -> tuple[Plan, list[str]]:
     steps: Plan = []
     record = dict(state.record)
     for layer in [layer for layer in LAYERS if layer in state.record and layer not in wanted]:
+        if not spec.present and spec.device not in ("", state.record[layer]["device"]):
+            continue
         steps += _UNDO[layer](state, warnings if not spec.present else [])
         del record[layer]
     for layer in wanted:
@@ -306,12 +308,13 @@ def _do_resolvconf(spec: ResolverSpec, state: ResolverState) -> tuple[Plan, dict
     old = state.record.get("resolvconf", {}).get("name", name)
     if old != name and old in state.entries:
         plan.append(Change(f"entry {old} of resolvconf", state.entries[old], None, "drop", old))
+    record = {"device": spec.device, "name": name}
     if _same(found, spec.entry) and _heads(state.file.servers, spec.servers):
-        return plan, {"name": name}
+        return plan, record
     item = f"entry {name} of resolvconf"
     before = found if not _same(found, spec.entry) else f"{found}(not in {RESOLV_CONF})"
     plan.append(Change(item, before, spec.entry, "entry", (name, spec.entry)))
-    return plan, {"name": name}
+    return plan, record
 
 
 def _undo_resolvconf(state: ResolverState, warnings: list[str]) -> Plan:
@@ -333,16 +336,16 @@ def _heads(found: list[str], wanted: Iterable[str]) -> bool:
 
 
 def _do_file(spec: ResolverSpec, state: ResolverState) -> tuple[Plan, dict[str, Any]]:
-    kept = state.record.get("file", {"kind": "lost"}) if state.file.is_ours else state.file.kept()
+    before = state.record.get("file", {"before": {"kind": "lost"}})["before"]
+    record = {"device": spec.device, "before": before if state.file.is_ours else state.file.kept()}
     if state.file.is_ours and state.file.content == spec.text:
-        return [], kept
-    return [
-        Change(RESOLV_CONF, state.file.in_words(), spec.text, "write", (spec.text, state.file.mounted))
-    ], kept
+        return [], record
+    data = (spec.text, state.file.mounted)
+    return [Change(RESOLV_CONF, state.file.in_words(), spec.text, "write", data)], record
 
 
 def _undo_file(state: ResolverState, warnings: list[str]) -> Plan:
-    kept = state.record["file"]
+    kept = state.record["file"]["before"]
     if not state.file.is_ours:
         if state.file.kept() != kept:
             warnings.append(
@@ -355,10 +358,8 @@ def _undo_file(state: ResolverState, warnings: list[str]) -> Plan:
             "names the tunnel's name servers, so write it anew"
         )
         return []
-    before = resolv_conf_of(kept)
-    return [
-        Change(RESOLV_CONF, state.file.in_words(), before.in_words(), "restore", (kept, state.file.mounted))
-    ]
+    was, before = state.file.in_words(), resolv_conf_of(kept).in_words()
+    return [Change(RESOLV_CONF, was, before, "restore", (kept, state.file.mounted))]
 
 
 _DO = {"resolved": _do_resolved, "resolvconf": _do_resolvconf, "file": _do_file}

@@ -92,9 +92,9 @@ class ResolverBackend(PlainBackend):
         text = read_text(RECORD_PATH)
         try:
             record = json.loads(text) if text else {}
-            if not isinstance(record, dict) or not all(isinstance(kept, dict) for kept in record.values()):
+            if not isinstance(record, dict) or not all("device" in kept for kept in record.values()):
                 raise ValueError("not what this collection writes")
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise HostError(
                 f"{RECORD_PATH} is damaged ({error}): remove it, and see that {RESOLV_CONF} is as you want it"
             ) from None
