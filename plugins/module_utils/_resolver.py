@@ -191,9 +191,17 @@ def resolv_conf_of(kept: Mapping[str, Any]) -> ResolvConf:
 
 
 def name_servers(text: str) -> list[str]:
-    """Addresses as they are written, in order."""
+    """Addresses in order, in the one way to write them."""
     words = [line.split() for line in text.splitlines()]
-    return [line[1] for line in words if len(line) > 1 and line[0] == "nameserver"]
+    return [normal_address(line[1]) for line in words if len(line) > 1 and line[0] == "nameserver"]
+
+
+def normal_address(text: str) -> str:
+    """What is no address is left as it is: it may be one to systemd-resolved, with a port or a name."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True)
@@ -324,8 +332,17 @@ def _undo_resolvconf(state: ResolverState, warnings: list[str]) -> Plan:
     return [Change(f"entry {name} of resolvconf", state.entries[name], None, "drop", name)]
 
 
-def _same(one: str | None, other: str) -> bool:
-    return one is not None and sorted(one.split("\n")) == sorted(other.split("\n"))
+def _same(found: str | None, wanted: str) -> bool:
+    """Debian's resolvconf writes an entry in its own way: the domains first, and addresses shorter."""
+    return (
+        found is not None
+        and name_servers(found) == name_servers(wanted)
+        and _search(found) == _search(wanted)
+    )
+
+
+def _search(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("search ")]
 
 
 def _heads(found: list[str], wanted: Iterable[str]) -> bool:

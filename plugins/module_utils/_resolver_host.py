@@ -29,6 +29,7 @@ from ._resolver import (
     ResolverSpec,
     ResolverState,
     name_servers,
+    normal_address,
     plan,
 )
 
@@ -121,7 +122,7 @@ class ResolverBackend(PlainBackend):
 
     def _link(self, device: str) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
         servers, domains, default = (self._ask(word, device) for word in ("dns", "domain", "default-route"))
-        return tuple(servers), tuple(domains), default == ["yes"]
+        return tuple(map(normal_address, servers)), tuple(domains), default == ["yes"]
 
     def _ask(self, word: str, device: str) -> list[str]:
         """What resolvectl prints after `Link 5 (culvert0):`, over several lines when it is long."""

@@ -23,7 +23,7 @@ from ansible_collections.culvert.vpn.plugins.module_utils._resolver import (
 )
 from ansible_collections.culvert.vpn.plugins.module_utils._resolver_host import ResolverBackend
 
-PARAMS = {"device": "culvert0", "servers": ["10.86.0.1"], "search": ["Office.Example"]}
+PARAMS: dict[str, Any] = {"device": "culvert0", "servers": ["10.86.0.1"], "search": ["Office.Example"]}
 SPEC = ResolverSpec.from_params(PARAMS)
 GONE = ResolverSpec(present=False)
 PLAIN = ResolvConf("file", "nameserver 198.51.100.53\n", mode=0o640, owner=3, group=4)
@@ -154,6 +154,14 @@ def test_an_entry_of_resolvconf() -> None:
     local = replace(file, content="nameserver 127.0.0.1\n")
     assert actions(SPEC, replace(done, file=local)) == [], "a local name server is told"
     assert actions(GONE, done) == ["drop", "record"]
+
+
+def test_an_address_that_resolvconf_writes_its_way() -> None:
+    spec = replace(SPEC, servers=("fd86:ea04:1115:0:153:a2a3:80a0:14f5",))
+    text = "search office.example\nnameserver fd86:ea04:1115::153:a2a3:80a0:14f5\n"
+    file = replace(DYNAMIC, content=text)
+    record = {"resolvconf": {"device": "culvert0", "name": "tun.culvert0"}}
+    assert actions(spec, ResolverState(file, record, resolvconf=True, entries={"tun.culvert0": text})) == []
 
 
 def test_a_mechanism_that_is_the_hosts_no_more_is_undone() -> None:
