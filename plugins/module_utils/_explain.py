@@ -48,9 +48,7 @@ def explain_facts(facts: Facts) -> dict[str, Any]:
 def _stages(facts: Facts) -> Iterator[Stage]:
     yield from _device(facts)
     if facts.destination in facts.addresses.local:
-        yield Stage(
-            "local", True, f"{facts.destination} is an address of this host itself: it leaves it nowhere"
-        )
+        yield Stage("local", True, f"{facts.destination} is an address of this host itself, where it stays")
         yield from _explain_extras.stages(facts)
         return
     yield Stage("local", True, f"{facts.destination} is no address of this host")
@@ -160,8 +158,6 @@ def _tunnel(facts: Facts) -> Iterator[Stage]:
     clock = _explain_extras.clock_stage(facts, _explain_peer.has_session(facts, peer))
     if clock:
         yield clock
-    silent = _explain_peer.handshake_stage(facts, peer)
-    if silent:
-        yield silent
-    elif facts.answered:
-        yield Stage("answer", True, f"{facts.destination} answers")
+    answer = _explain_peer.answer_stage(facts, peer)
+    if answer:
+        yield answer

@@ -108,6 +108,7 @@ class Facts:
     :ivar neighbours: state of the kernel's neighbour entry, by address, such as ``FAILED``.
     :ivar knocks: by endpoint.
     :ivar answered: whether an echo request to the destination was answered; ``None`` when none was sent.
+    :ivar heard: whether anything came from its peer meanwhile.
     :ivar nameservers: that the host asks.
     :ivar clock_ahead_s: how far the host's clock is ahead of the one that is right; ``None``: not known.
     :ivar checks: what ``tunnel_probe`` has found, by the name of the check: ``ok``, ``value``, ``reasons``.
@@ -135,6 +136,7 @@ class Facts:
     neighbours: Mapping[str, str] = field(default_factory=dict)
     knocks: Mapping[str, Knock] = field(default_factory=dict)
     answered: bool | None = None
+    heard: bool = False
     nameservers: tuple[str, ...] = ()
     now_s: float = 0.0
     clock_ahead_s: float | None = None

@@ -36,7 +36,7 @@ from ._netfilter_packet import Addresses
 from ._netlink import FAMILIES, IFF_UP, netlink_error, rtnetlink, step
 from ._processes import run_command
 from ._routes import ROUTE_TYPES
-from ._uapi import SOCKET_DIRECTORY, Peer, query, rejections
+from ._uapi import SOCKET_DIRECTORY, Peer, Relay, query, rejections
 
 _RTN_LOCAL = 2
 _REFUSING = {number: name for name, number in ROUTE_TYPES.items() if name != "unicast"}
@@ -154,18 +154,25 @@ def _with_relay(facts: Facts, question: Question, run: Runner, ipr: Any) -> Fact
     if peer is not None:
         facts = replace(facts, answered=_answered(facts, question.timeout_s))
         facts = replace(facts, knocks=_knocks(facts, peer, question.timeout_s))
+    heard = False
     if relay is not None:
         relay = query(path) or relay
+        heard = bool(peer and _received(relay, peer) > peer.rx_bytes)
     ahead_s = None if question.reference_time_s is None else time.time() - question.reference_time_s
     return replace(
         facts,
         relay=relay,
+        heard=heard,
         rejections=rejections(path) if relay is not None else None,
         container="" if relay is not None else _container(run, facts.device.name),
         neighbours=_neighbours(ipr),
         now_s=time.time(),
         clock_ahead_s=ahead_s,
     )
+
+
+def _received(relay: Relay, peer: Peer) -> int:
+    return next((other.rx_bytes for other in relay.peers if other.public_key == peer.public_key), 0)
 
 
 def _answered(facts: Facts, timeout_s: float) -> bool | None:

@@ -21,6 +21,8 @@ from ._netfilter_packet import UDP, Packet, changed
 from ._uapi import Peer
 
 _ASKED_BY = {4: "ARP", 6: "neighbour discovery"}
+# How long ago the relay may have failed to send for it to say something of now: it has just been made to try.
+_RECENT_S = 5
 #: Errors, and what they mean when they come from the peer's side of the path.
 _ERRORS = {
     "ECONNREFUSED": (
@@ -260,12 +262,13 @@ def _neighbour(facts: Facts, packet: Packet, way: Way) -> Iterator[Stage]:
 def _knocked(facts: Facts, peer: Peer, port: int) -> Iterator[Stage]:
     endpoint = peer.endpoint or ""
     host, _port = split_endpoint(endpoint)
+    if facts.answered:
+        return
     knock = facts.knocks.get(endpoint)
     error, reporter = (knock.error, knock.reporter) if knock else ("", "")
     if not error:
         said = [r for r in facts.rejections or () if r.reason == "send_error" and r.endpoint == endpoint]
-        age_s = peer.handshake_age_s(facts.now_s)
-        if said and (age_s is None or said[0].age_s < age_s):
+        if said and said[0].age_s <= _RECENT_S:
             error = said[0].detail or "EHOSTUNREACH"
     if not error:
         if knock:

@@ -89,6 +89,8 @@ def _nobodys(facts: Facts) -> Stage:
 
 def _from_another(facts: Facts, peer: Peer) -> Rejection | None:
     """A packet from the destination's address that came from another peer, lately."""
+    if facts.answered:
+        return None
     for rejection in _said(facts, "source"):
         other = rejection.public_key != peer.public_key
         if rejection.address == str(facts.destination) and other and _is_newer(facts, rejection, peer):
@@ -122,16 +124,47 @@ def has_session(facts: Facts, peer: Peer) -> bool:
     return age_s is not None and age_s <= REJECT_AFTER_TIME_S
 
 
-def handshake_stage(facts: Facts, peer: Peer) -> Stage | None:
-    """What remains when all that can be seen from here is in order and there is still no session."""
-    if has_session(facts, peer) or facts.answered:
+def answer_stage(facts: Facts, peer: Peer) -> Stage | None:
+    """What remains when all that can be seen from here is in order."""
+    destination = facts.destination
+    if facts.answered:
+        return Stage("answer", True, f"{destination} answers")
+    if not has_session(facts, peer):
+        return _no_session(facts, peer)
+    if facts.answered is None:
         return None
+    if facts.heard:
+        text = f"{destination} does not answer an echo request; its peer is there, and sends"
+        return _unanswered(facts, text, "other_side")
+    text = f"{destination} does not answer an echo request, and nothing else came from {who(peer)} meanwhile"
+    return _unanswered(facts, text, "endpoint_silent")
+
+
+def _unanswered(facts: Facts, text: str, name: str) -> Stage:
+    """Not every host answers echo requests. Those in the tunnel do, and somebody may know better."""
+    known = facts.failed("round_trip") or facts.failed("handshake")
+    if not known and not any(
+        facts.destination in address.network
+        for document in facts.documents
+        for device in document.devices
+        if device.name == facts.device.name
+        for address in device.addresses
+    ):
+        return Stage("answer", None, f"{text}; the way to it is in order here")
+    ask = f"culvert explain {facts.own_address or 'ADDRESS'}"
+    fix = (
+        f"look on the other side, with {ask} there; and whether a firewall on the way drops the tunnel's UDP"
+    )
+    return Stage("answer", False, f"{text}, although the way to it is in order here", name, fix)
+
+
+def _no_session(facts: Facts, peer: Peer) -> Stage:
     age_s = peer.handshake_age_s(facts.now_s)
     since = f"for {age_s} s" if age_s is not None else "yet"
     key = facts.relay.public_key if facts.relay else None
     if not peer.endpoint:
         return Stage(
-            "handshake",
+            "answer",
             False,
             f"{who(peer)} has not called {since}, and it has no endpoint by which it could be called",
             "endpoint_silent",
@@ -139,7 +172,7 @@ def handshake_stage(facts: Facts, peer: Peer) -> Stage | None:
             f"drops UDP port {facts.relay.listen_port if facts.relay else ''}",
         )
     return Stage(
-        "handshake",
+        "answer",
         False,
         f"no answer from {peer.endpoint} {since}, and no error either: packets are dropped on the way, by "
         "the firewall there, or by its relay, as it does not know this host's key or has another one itself",
@@ -152,6 +185,8 @@ def handshake_stage(facts: Facts, peer: Peer) -> Stage | None:
 
 def _refused(facts: Facts, peer: Peer) -> Stage | None:
     """What the relay has refused since the latest handshake, if it may have been this peer's."""
+    if facts.answered:
+        return None
     for rejection in facts.rejections or ():
         if not _is_newer(facts, rejection, peer):
             continue
@@ -211,13 +246,13 @@ def _is_newer(facts: Facts, rejection: Rejection, peer: Peer) -> bool:
 
 
 def _may_be(facts: Facts, rejection: Rejection, peer: Peer) -> bool:
-    """Whether somebody whose name is not known may be this peer, which has no session: it is where the peer
-    was, or the peer has not been anywhere.
+    """Whether somebody whose name is not known may be this peer: it is where the peer was, which is silent
+    now, or the peer has not been anywhere.
     """
-    if has_session(facts, peer):
-        return False
     if not peer.endpoint or not rejection.endpoint:
-        return True
+        return not has_session(facts, peer)
+    if has_session(facts, peer) and (facts.answered is not False or facts.heard):
+        return False
     return split_endpoint(peer.endpoint)[0] == split_endpoint(rejection.endpoint)[0]
 
 

@@ -137,7 +137,8 @@ def _lost_routes(facts: Facts, why: str) -> Stage | None:
     ]
     if not lost:
         return None
-    left = sum(len(facts.routing.routes.get(number, ())) for number in _our_tables(facts))
+    routes = [route for number in _our_tables(facts) for route in facts.routing.routes.get(number, ())]
+    left = [route for route in routes if route.version == facts.version]
     emptied = "the tunnel's table is empty" if not left else "the tunnel's table lacks its route"
     return Stage(
         "route",

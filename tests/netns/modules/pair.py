@@ -61,18 +61,21 @@ class Pair:
         settings = Settings(self.server_key.private, fwmark=FWMARK, peers=[peer])
         self.server_relay = self._start(self.server, settings)
 
-    def start_client(self, server_key: str = "", allowed: tuple[str, ...] = (), endpoint: str = "") -> None:
+    def start_client(
+        self, server_key: str = "", allowed: tuple[str, ...] = (), env: dict[str, str] | None = None
+    ) -> None:
         peer = Peer(
             server_key or self.server_key.public,
             allowed or ("0.0.0.0/0", "::/0"),
-            endpoint or f"{SERVER}:{PORT}",
+            f"{SERVER}:{PORT}",
             keepalive_s=1,
         )
         settings = Settings(self.client_key.private, fwmark=FWMARK, peers=[peer])
-        self.client_relay = self._start(self.client, settings)
+        self.client_relay = self._start(self.client, settings, env)
 
-    def _start(self, host: Host, settings: Settings) -> Culvert:
+    def _start(self, host: Host, settings: Settings, env: dict[str, str] | None = None) -> Culvert:
         relay = Culvert(host, settings, [])
+        relay.env = env or {}
         relay.device, relay.persistent = DEVICE, True
         relay.start()
         return relay
@@ -107,12 +110,11 @@ class Pair:
 
 def make(lab: Lab) -> Pair:
     router, outside = lab.host("router"), lab.host("outside")
-    hosts = []
-    for label in ("client", "server"):
-        host = ClientHost(f"{router.namespace}{label[0]}", label, lab.directory / label)
-        lab.hosts.append(host)
-        hosts.append(host)
-    client, server = hosts
+    client, server = (
+        ClientHost(f"{router.namespace}{label[0]}", label, lab.directory / label)
+        for label in ("client", "server")
+    )
+    lab.hosts += [client, server]
     lab.link(
         client, "up0", ["198.51.100.2/28", "2001:db8:1::2/64"], router, "to-client",
         ["198.51.100.1/28", "2001:db8:1::1/64"],
