@@ -151,13 +151,13 @@ class Fleet:
         host.start_services()
         self.bring_up(host)
 
-    def _ssh_options(self) -> list[str]:
+    def ssh_options(self) -> list[str]:
         options = ["-F", "none", "-i", str(self.directory / "user_key"), "-o", "StrictHostKeyChecking=yes"]
         return [*options, "-o", f"UserKnownHostsFile={self.directory / 'known_hosts'}"]
 
     def reaches(self, host: SshHost, version: int = 4, controller: int = 0) -> bool:
         """Whether a new SSH connection to the host works now."""
-        options = [*self._ssh_options(), "-o", "ControlPath=none", "-o", "BatchMode=yes"]
+        options = [*self.ssh_options(), "-o", "ControlPath=none", "-o", "BatchMode=yes"]
         argv = ["timeout", "3", "ssh", *options, "-o", "ConnectTimeout=1", f"root@{host.address[version]}"]
         return self.controllers[controller].run([*argv, "true"], check=False).returncode == 0
 
@@ -187,7 +187,7 @@ class Fleet:
             "ansible_user": OPERATOR if become else "root",
             "ansible_remote_tmp": f"/home/{OPERATOR}/tmp",
             "ansible_become": become,
-            "ansible_ssh_common_args": " ".join(self._ssh_options()),
+            "ansible_ssh_common_args": " ".join(self.ssh_options()),
         }
         inventory = {"all": {"hosts": members, "vars": variables}}
         modules = [next(iter(task)) for task in next(iter(tasks.values()))]
