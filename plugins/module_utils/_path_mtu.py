@@ -76,7 +76,7 @@ class Path:
         """
         overhead = OVERHEAD_BYTES[self.version] if self.how in (ECHO, TOLD) else OVERHEAD_BYTES[6]
         inner = self.path_mtu - overhead
-        return inner if inner == USUAL_MTU_BYTES else inner - inner % PADDING_BYTES
+        return inner if inner == USUAL_MTU_BYTES or self.how == KEPT else inner - inner % PADDING_BYTES
 
     def report(self) -> dict[str, Any]:
         return {
@@ -89,8 +89,8 @@ class Path:
 
 
 def tunnel_mtu(paths: Sequence[Path], tunnel_ipv6: bool) -> dict[str, int]:
-    """MTU of a tunnel over all of the paths, and the MSS that TCP in it has to be held to where that MTU, the
-    least there may be, is still too large; else 0.
+    """MTU of a tunnel over all of the paths; the MSS that TCP in it has to be held to where that MTU, the
+    least there may be, is still too large, else 0; what is ``inner``, the MTU if there were no least one.
     """
     inner = min((path.inner_bytes for path in paths), default=USUAL_MTU_BYTES)
     floor = IPV6_MTU_MIN_BYTES if tunnel_ipv6 else IPV4_MTU_MIN_BYTES
@@ -99,6 +99,7 @@ def tunnel_mtu(paths: Sequence[Path], tunnel_ipv6: bool) -> dict[str, int]:
         "mtu": min(max(inner, floor), TUNNEL_MTU_MAX_BYTES),
         "mss4": clamped[4] if inner < floor else 0,
         "mss6": clamped[6] if inner < floor else 0,
+        "inner": min(inner, TUNNEL_MTU_MAX_BYTES),
         "path_mtu": min((path.path_mtu for path in paths), default=PATH_DEFAULT_BYTES),
     }
 

@@ -26,6 +26,8 @@ from ._routing_spec import TableSpec
 FIB_RULE_INVERT = 0x2
 FR_ACT_TO_TBL = 1
 RTM_F_CLONED = 0x200
+# Bit of RTAX_LOCK for RTAX_MTU (include/uapi/linux/rtnetlink.h).
+_LOCK_MTU = 1 << 2
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 # Attributes that are in the normal form, or say nothing about what a route or rule does.
 _ROUTE_ATTRIBUTES = {
@@ -204,6 +206,10 @@ def _route_of(message: Any, version: int, names: dict[int, str]) -> Route:
     metrics = dict(attributes["RTA_METRICS"]["attrs"]) if "RTA_METRICS" in attributes else {}
     unicast = message["type"] == ROUTE_TYPES["unicast"]
     index = attributes.get("RTA_OIF")
+    # IPv6 forwards by no MTU of a route but a locked one (ip6_dst_mtu_maybe_forward in net/ip6_route.h). So
+    # ours are locked, and one that is not is none.
+    if version == 6 and metrics.pop("RTAX_LOCK", 0) != _LOCK_MTU:
+        metrics.pop("RTAX_MTU", None)
     other = sorted(set(attributes) - _ROUTE_ATTRIBUTES) + sorted(set(metrics) - {"RTAX_MTU"})
     return Route(
         version=version,
@@ -276,7 +282,7 @@ def _route_arguments(route: Route, table_id: int, index: int) -> dict[str, Any]:
     optional = {"gateway": route.gateway, "prefsrc": route.source, "priority": route.metric}
     arguments.update({name: value for name, value in optional.items() if value})
     if route.mtu_bytes:
-        arguments["metrics"] = {"mtu": route.mtu_bytes}
+        arguments["metrics"] = {"mtu": route.mtu_bytes, **({"lock": _LOCK_MTU} if route.version == 6 else {})}
     return arguments
 
 

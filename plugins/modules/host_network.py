@@ -250,6 +250,7 @@ options:
           mtu:
             description:
               - MTU in bytes for this route.
+              - IPv6 forwards by it, too, and takes no smaller one from routers on the way.
             type: int
       rules:
         description:

@@ -107,6 +107,12 @@ mss6:
   returned: success
   type: int
   sample: 0
+inner:
+  description:
+    - What fits into the smallest of the paths. Less than RV(mtu) where RV(mss4) is not V(0), else the same.
+  returned: success
+  type: int
+  sample: 1440
 path_mtu:
   description: The smallest of RV(paths[].path_mtu).
   returned: success

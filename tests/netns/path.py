@@ -32,9 +32,21 @@ DEVICE = "culvert0"
 SERVER_OUTER = {4: "198.51.100.34", 6: "2001:db8:3::2"}
 INTERNET = {4: "203.0.113.2", 6: "2001:db8:203::2"}
 CONTAINER = {4: "172.20.0.2", 6: "fd20::2"}
+_ENDS = {
+    "container": ["172.20.0.2/24", "fd20::2/64"],
+    "bridge": ["172.20.0.1/24", "fd20::1/64"],
+    "client": ["198.51.100.2/28", "2001:db8:1::2/64"],
+    "home": ["198.51.100.1/28", "2001:db8:1::1/64"],
+    "near": ["198.51.100.17/28", "2001:db8:2::1/64"],
+    "far": ["198.51.100.18/28", "2001:db8:2::2/64"],
+    "gate": ["198.51.100.33/28", "2001:db8:3::1/64"],
+    "server": ["198.51.100.34/28", "2001:db8:3::2/64"],
+    "outside": ["203.0.113.1/24", "2001:db8:203::1/64"],
+    "internet": ["203.0.113.2/24", "2001:db8:203::2/64"],
+}
 _WORKER = Path(__file__).with_name("path_worker.py")
 # Stand for what is measured: the roles' documents are worked out by Ansible, which takes seconds.
-_MTU, _MSS = 1333, {4: 1111, 6: 1112}
+_MTU, _INNER, _MSS = 1333, 1313, {4: 1111, 6: 1112}
 # Where the modules write, besides /run: a host's own.
 _FOLDERS = """
 for folder in /etc/sysctl.d /var/lib; do mount -t tmpfs tmpfs $folder; done
@@ -62,14 +74,14 @@ class NarrowPath:
 
     def _lay_cables(self, lab: Lab) -> None:
         client, near, far, server = self.client, self.near, self.far, self.server
-        for left, device, left_ips, right, other, right_ips in (
-            (self.container, "eth0", ["172.20.0.2/24", "fd20::2/64"], client, "docker0", ["172.20.0.1/24", "fd20::1/64"]),
-            (client, "eth0", ["198.51.100.2/28", "2001:db8:1::2/64"], near, "eth0", ["198.51.100.1/28", "2001:db8:1::1/64"]),
-            (near, "narrow", ["198.51.100.17/28", "2001:db8:2::1/64"], far, "narrow", ["198.51.100.18/28", "2001:db8:2::2/64"]),
-            (far, "eth0", ["198.51.100.33/28", "2001:db8:3::1/64"], server, "eth0", ["198.51.100.34/28", "2001:db8:3::2/64"]),
-            (server, "eth1", ["203.0.113.1/24", "2001:db8:203::1/64"], self.internet, "eth0", ["203.0.113.2/24", "2001:db8:203::2/64"]),
-        ):  # fmt: skip
-            lab.link(left, device, left_ips, right, other, right_ips, offloads=False)
+        for left, left_end, right, right_end in (
+            ((self.container, "eth0"), _ENDS["container"], (client, "docker0"), _ENDS["bridge"]),
+            ((client, "eth0"), _ENDS["client"], (near, "eth0"), _ENDS["home"]),
+            ((near, "narrow"), _ENDS["near"], (far, "narrow"), _ENDS["far"]),
+            ((far, "eth0"), _ENDS["gate"], (server, "eth0"), _ENDS["server"]),
+            ((server, "eth1"), _ENDS["outside"], (self.internet, "eth0"), _ENDS["internet"]),
+        ):
+            lab.link(*left, left_end, *right, right_end, offloads=False)
         for host, four, six in (
             (self.container, "172.20.0.1", "fd20::1"),
             (client, "198.51.100.1", "2001:db8:1::1"),
@@ -110,7 +122,7 @@ class NarrowPath:
         self.forget()
 
     def forget(self) -> None:
-        """Let the hosts forget what they have learned of the path, as they do by themselves in ten minutes."""
+        """Let the hosts forget what they have learned of the path, as they do in ten minutes."""
         for host in (self.container, self.client, self.server, self.internet):
             host.ip("route", "flush", "cache")
             host.ip("-6", "route", "flush", "cache")
@@ -128,15 +140,15 @@ class NarrowPath:
         """
         found = path or self.measure()
         server_mtu = self._workers["server"].measure(fwmark=FWMARK, device=DEVICE)["mtu"]
-        narrow = found["mtu"] < server_mtu
+        narrow = found["inner"] < server_mtu
         for end, mtu, document in (
             (self.tunnel.server, server_mtu, _server_document(narrow)),
             (self.tunnel.client, found["mtu"], _client_document(bool(found["mss4"]), **variables)),
         ):
             end.mtu_bytes = mtu
             end.host.ip("link", "set", DEVICE, "mtu", str(mtu))
-            for mark, value in ((_MTU, found["mtu"]), (_MSS[4], found["mss4"]), (_MSS[6], found["mss6"])):
-                document = document.replace(str(mark), str(value))
+            for mark, name in ((_MTU, "mtu"), (_INNER, "inner"), (_MSS[4], "mss4"), (_MSS[6], "mss6")):
+                document = document.replace(str(mark), str(found[name]))
             self._workers[end.host.label].apply(json.loads(document))
         self.forget()
         return found
@@ -190,14 +202,14 @@ class _Worker:
 
 @lru_cache
 def _client_document(clamped: bool, **variables: Any) -> str:
-    mss4, mss6 = (_MSS[4], _MSS[6]) if clamped else (0, 0)
-    path = {"interface": DEVICE, "mtu": _MTU, "mss4": mss4, "mss6": mss6, "path_mtu": 0}
+    inner, mss4, mss6 = (_INNER, _MSS[4], _MSS[6]) if clamped else (_MTU, 0, 0)
+    path = {"interface": DEVICE, "mtu": _MTU, "inner": inner, "mss4": mss4, "mss6": mss6, "path_mtu": 0}
     return json.dumps(documents("client", relay_path=path, **variables)["client"])
 
 
 @lru_cache
 def _server_document(narrow: bool) -> str:
-    mtus = {f"{Tunnel.client_addresses[4]}/32": _MTU, f"{Tunnel.client_addresses[6]}/128": _MTU}
+    mtus = {f"{Tunnel.client_addresses[4]}/32": _INNER, f"{Tunnel.client_addresses[6]}/128": _INNER}
     return json.dumps(documents("server", server_client_mtus=mtus if narrow else {})["server"])
 
 

@@ -3,8 +3,8 @@
 """Works on a host for ``path.py``: a request on each line of standard input, JSON, an answer on standard
 output.
 
-``{"measure": {…}}``: what the module ``path_mtu`` finds with these parameters. ``{"document": {…}, "previous":
-{…}}``: leads the host to the document.
+``{"measure": {…}}``: what the module ``path_mtu`` finds with these parameters.
+``{"document": {…}, "previous": {…}}``: leads the host to the document.
 """
 
 from __future__ import annotations
