@@ -50,14 +50,15 @@ _LINK_NEEDS = frozenset({130, 131, 132, 133, 134, 135, 136, 143})
 _HOP_BY_HOP = 0
 _UNREACHABLE = 3
 # What the modules write, which is a host's own.
-_OWN = ("/var/lib", "/etc/iproute2", "/etc/sysctl.d", "/usr/local/lib")
+_OWN = ("/var/lib", "/etc", "/usr/local/lib")
 # All that a deployment may touch.
 _STATE = """
 ip addr | grep -v valid_lft; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all
 for tool in iptables ip6tables; do $tool-nft-save; $tool-legacy-save; done | sed 's/\\[[0-9:]*\\]//; /^#/d'
 nft list ruleset
 sysctl -a 2>/dev/null | grep -e '^net.ipv[46].conf' -e fwmark -e ip_forward
-find /var/lib/culvert /etc/iproute2 /etc/sysctl.d /usr/local/lib/culvert 2>/dev/null | sort
+find /var/lib/culvert /etc /usr/local/lib/culvert -type f -exec sha256sum {} + 2>/dev/null | sort -k 2
+stat -c '%F %a %U' /etc/resolv.conf
 """
 
 
@@ -72,8 +73,10 @@ class ClientHost(Host):
             there = own / path.strip("/").replace("/", "-")
             there.mkdir(parents=True)
             mounts.append(f"mount --bind {there} {path}")
-        keep = "cp -a /etc/iproute2/. " + str(own / "etc-iproute2")
+        # Name servers are in /etc, too: nothing of a test is to reach those of the machine.
+        keep = f"cp -a /etc/. {own}/etc; rm -f {own}/etc/resolv.conf"
         self.run(["sh", "-ec", "\n".join([keep, *mounts])])
+        (own / "etc" / "resolv.conf").write_text(f"nameserver {LAN[4]}\n")
 
     def network(self, document: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Run ``host_network``; raises LabError when it fails."""

@@ -218,8 +218,8 @@ while True:
 
 @pytest.mark.parametrize("tracked", [False, True])
 def test_connections_that_are_older_than_the_deployment(network: Network, tracked: bool) -> None:
-    """Those of the host's own do not go on beside the tunnel, whoever speaks first once they are tracked. Those
-    that came in from outside do.
+    """Those of the host's own do not go on beside the tunnel, whoever speaks first once they are tracked.
+    Those that came in from outside do.
     """
     client, outside = network.client, network.outside
     if not tracked:

@@ -216,7 +216,8 @@ def test_the_tunnel_goes_on_when_dhcp_gives_another_gateway_and_address(network:
     assert sent.by(SERVER[4], protocol=UDP) == {"up0"}
     assert {p.source for _device, p in sent.packets if p.destination == SERVER[4]} == {"198.51.100.6"}
     assert sent.beside_the_tunnel() == []
-    # The uplink is lost, and the other one has a route by default.
+    # The uplink and its lease are lost, and the other one has a route by default.
+    client.ip("addr", "del", "198.51.100.6/28", "dev", "up0")
     client.ip("link", "set", "up0", "down")
     with Capture(client, "up1") as capture:
         network.await_tunnel()
