@@ -133,14 +133,16 @@ class Listener:
                 continue
             device, protocol, kind = sender[0], sender[1], sender[2]
             if kind == _PACKET_OUTGOING and device not in self._inside:
-                self._note(bytes(self._buffer[:length]).lower(), device, protocol, trials)
+                self._note(bytes(self._buffer[:length]), device, protocol, trials)
             if time.monotonic() >= deadline_s:
                 break
 
     def _note(self, packet: bytes, device: str, protocol: int, trials: Sequence[Trial]) -> None:
+        # Resolvers may ask for a name in any mixture of upper and lower case.
+        lower = packet.lower()
         for trial in trials:
             asked = bool(trial.neighbour) and device == trial.device and is_question(packet, protocol, trial)
-            if not asked and not any(word in packet for word in trial.words):
+            if not asked and not any(word in lower for word in trial.words):
                 continue
             if not asked and matches(device, self._containers) and to_private(packet):
                 continue
@@ -154,9 +156,9 @@ class Listener:
 
 def is_question(packet: bytes, protocol: int, trial: Trial) -> bool:
     """Whether a packet asks for the hardware address of the trial's target: ARP, or neighbour solicitation
-    (RFC 4861, section 4.3: type 135, the target at octet 8 of the message). The packet is in lower case.
+    (RFC 4861, section 4.3: type 135, the target at octet 8 of the message).
     """
-    wanted = trial.neighbour.lower()
+    wanted = trial.neighbour
     if protocol == _ETH_P_ARP:
         return packet[24:28] == wanted
     if len(wanted) != 16 or len(packet) < 64 or packet[0] >> 4 != 6:
@@ -173,13 +175,20 @@ def matches(device: str, patterns: Sequence[str]) -> bool:
 
 
 def to_private(packet: bytes) -> bool:
-    """Whether a packet's destination is private. It may be in lower case: that changes no private prefix."""
+    """Whether a packet's destination is private."""
     version = packet[0] >> 4 if packet else 0
     raw = packet[_DESTINATION[version]] if version in _DESTINATION else b""
     if len(raw) not in (4, 16):
         return False
     address = ipaddress.ip_address(raw)
     return any(network.version == version and address in network for network in _PRIVATE)
+
+
+def stays_here(device: str, address: str, container_devices: Sequence[str]) -> bool:
+    """Whether what is sent there by that device goes to a container of this host."""
+    ip = ipaddress.ip_address(address)
+    private = any(network.version == ip.version and ip in network for network in _PRIVATE)
+    return private and matches(device, container_devices)
 
 
 @contextmanager

@@ -7,14 +7,14 @@
 
 """Gathers what there is to see of a tunnel on its host, and has it judged.
 
-What was asked for is looked at in an order that costs least when nothing works: what nobody answers has to be
-waited for, so each wait is bounded, and what cannot work without an answer from the tunnel is left out when
-none came.
+What nobody answers has to be waited for: each wait is bounded, those that do not depend on each other are
+one, and what cannot work without an answer from the tunnel is left out when none came.
 """
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Callable
@@ -29,6 +29,7 @@ from ._uapi import query, rejections
 
 _PATH_ROUND_S = 1.0
 _EXPLAINED_WITHIN_S = 1.0
+_EXPLAINED_AT_A_TIME = 4
 _ECHO_MIN_BYTES = 576
 
 
@@ -52,9 +53,11 @@ def probe(spec: ProbeSpec, run: Runner) -> dict[str, Any]:
         "clock_offset_s": offset_s,
     }
     trouble: dict[str, str] = {}
-    for gather in (_egress, _leaking, _through_the_responder, _changed, _explained):
-        for name, value in gather(spec, Findings(**values), run, trouble).items():
-            values[name] = value
+    for gathers in ((_egress, _leaking), (_through_the_responder, _changed), (_explained,)):
+        found = Findings(**values, trouble=trouble)
+        with ThreadPoolExecutor(len(gathers)) as pool:
+            for gathered in pool.map(lambda gather: gather(spec, found, run, trouble), gathers):  # noqa: B023
+                values.update(gathered)
     found = Findings(**values, trouble=trouble)
     return _result(spec, found, checks(spec, found))
 
@@ -73,7 +76,11 @@ def _leaking(spec: ProbeSpec, found: Findings, run: Runner, trouble: dict[str, s
     resolvers = _tried(_nameservers.configured, ("dns", "dns_leak"), trouble)
     if resolvers:
         gathered["resolvers"] = resolvers
-        gathered["resolvers_outside"] = _probe_look.outside(resolvers.addresses, spec.device)
+        gathered["resolvers_outside"] = [
+            (address, device)
+            for address, device in _probe_look.outside(resolvers.addresses, spec.device)
+            if not _leaks.stays_here(device, address, spec.container_devices)
+        ]
     gathered["kill_switch"] = _tried(
         lambda: _kill_switch.observe(run, _kill_switch.KILL_SWITCH), ("kill_switch",), trouble
     )
@@ -136,13 +143,13 @@ def _explained(spec: ProbeSpec, found: Findings, run: Runner, trouble: dict[str,
     if not spec.explain:
         return {}
     made = [check.result for check in checks(spec, found)]
-    answers = [
-        _tried(partial(_explain, spec, question, made, run), ("path",), trouble) for question in spec.explain
-    ]
+    asks = [partial(_explain, spec, question, made) for question in spec.explain]
+    with ThreadPoolExecutor(_EXPLAINED_AT_A_TIME) as pool:
+        answers = list(pool.map(lambda ask: _tried(ask, ("path",), trouble), asks))
     return {"explained": [answer for answer in answers if answer is not None]}
 
 
-def _explain(spec: ProbeSpec, question: Question, made: list[dict[str, Any]], run: Runner) -> dict[str, Any]:
+def _explain(spec: ProbeSpec, question: Question, made: list[dict[str, Any]]) -> dict[str, Any]:
     """:raises SpecError, HostError: as :func:`._explain_host.explain`."""
     # Here and not above: half of what it needs is of no use to a probe that explains nothing.
     from ._explain_host import explain
@@ -157,7 +164,6 @@ def _explain(spec: ProbeSpec, question: Question, made: list[dict[str, Any]], ru
         checks=made,
         reference_time_s=spec.reference_time_s,
         timeout_s=min(spec.timeout_s, _EXPLAINED_WITHIN_S),
-        run=run,
     )
 
 

@@ -20,8 +20,8 @@ from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet import status_t
 
 Mapping = t.Mapping[str, t.Any]
 
-#: The cause of an explanation by which nothing comes back: the server may know why.
-_SILENCE = "endpoint_silent"
+#: Causes of an explanation by which nothing comes back: the other side may know why.
+_SILENCE = ("endpoint_silent", "other_side")
 #: Rejections that are older than a probe takes were not of its packets.
 _FRESH_S = 60
 _KEYS_DIFFER = "run culvert.vpn.site for the whole fleet, so that both have each other's public key again"
@@ -120,11 +120,11 @@ def _cause(found: Mapping, failed: t.Sequence[Mapping]) -> dict[str, str]:
         # Nothing else can be right then.
         return _of_check(failed[0])
     here = _stopped(probe)
-    if here and here["name"] != _SILENCE:
+    if here and here["name"] not in _SILENCE:
         return here
     if server:
         there = _refused(found, answer, server) or _server_down(answer, server) or _stopped(answer, server)
-        if there and (here or _silent(names)):
+        if there and there["name"] not in _SILENCE and (here or _silent(names)):
             return there
     return here or _of_check(_first(failed))
 
@@ -150,13 +150,12 @@ def _of_check(check: Mapping) -> dict[str, str]:
 
 
 def _stopped(probe: Mapping, host: str = "") -> dict[str, str] | None:
-    """Where a packet that the probe followed stops."""
-    for answer in probe.get("explained") or []:
-        cause = answer.get("cause")
-        if answer.get("ok") is False and cause:
-            where = f"on {host}: " if host else ""
-            name = cause.get("name") or ""
-            return _cause_of(cause["stage"], where + cause["text"], cause.get("fix") or "", host, name)
+    """Where a packet that the probe followed stops; silence only where no other is stopped by something."""
+    stopped = [a["cause"] for a in probe.get("explained") or [] if a.get("ok") is False and a.get("cause")]
+    for cause in sorted(stopped, key=lambda cause: cause.get("name") in _SILENCE):
+        where = f"on {host}: " if host else ""
+        name = cause.get("name") or ""
+        return _cause_of(cause["stage"], where + cause["text"], cause.get("fix") or "", host, name)
     return None
 
 
