@@ -179,6 +179,13 @@ class LeakLab:
                     for protocol in ("udp", "tcp", "icmp"):
                         name = f"{protocol}{version}-{where}-by-{by}"
                         ways.append(Way(name, protocol, version, address[version], port, by))
+            # What is the tunnel's to send is not anybody's.
+            port += 1
+            server = self.lan(12)[version]
+            ways += [
+                Way(f"{protocol}{version}-server", protocol, version, server, port)
+                for protocol in ("udp", "tcp", "icmp")
+            ]
         return ways + self._questions("", ROUTER)
 
     def _ways_of_container(self) -> list[Way]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from leak_traffic import Way
 
-from tests.netns.pcap import ICMP, ICMPV6, TCP, UDP, Packet, parse
+from tests.netns.pcap import ECHO_REQUEST, ICMP, ICMPV6, TCP, UDP, Packet, parse
 
 ARP, HOP_BY_HOP = 0x0806, 0
 # Neighbours and routers (RFC 4861), without redirects; listeners (RFC 2710, RFC 3810).
@@ -121,9 +121,12 @@ def way_of(packet: Packet, ways: Iterable[Way]) -> Way | None:
 class Verdict:
     """What is allowed: the tunnel, what a link needs, answers to connections from outside, the exceptions."""
 
-    def __init__(self, uplink: Uplink, packets: Sequence[Packet], exceptions: Sequence[Way]) -> None:
+    def __init__(
+        self, uplink: Uplink, packets: Sequence[Packet], ways: Sequence[Way], exceptions: Sequence[Way]
+    ) -> None:
         """`packets` are all there are of the capture: connections from outside are those that began there."""
         self._uplink = uplink
+        self._ways = ways
         self._exceptions = exceptions
         self._called: set[Flow] = set()
         for packet in packets:
@@ -134,6 +137,8 @@ class Verdict:
                 self._called.add(_flow(packet))
 
     def allows(self, packet: Packet) -> bool:
+        if way_of(packet, self._ways):
+            return False
         if packet.ethertype == ARP:
             return self._uplink.is_neighbour(str(ipaddress.IPv4Address(packet.frame[38:42])))
         return (
@@ -149,6 +154,9 @@ class Verdict:
             return False
         if packet.protocol == UDP:
             return packet.ports == (port, port)
+        # A run measures the path that the tunnel's packets take.
+        if packet.echo == ECHO_REQUEST:
+            return True
         # While there is no relay, the kernel says so to the server, and quotes what it came by.
         if (packet.protocol, packet.payload[0]) in ICMP_ERRORS:
             quoted = packet.payload[8 + (20 if packet.protocol == ICMP else 40) :][:4]
