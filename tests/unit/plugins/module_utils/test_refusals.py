@@ -565,3 +565,50 @@ def test_an_unknown_table_is_named() -> None:
     wish = document("10.9.0.0/16", rules=[{"table": "nobodys"}])
     with pytest.raises(SpecError, match=r"^tables\[0\]\.rules\[0\]\.table: .*nobodys"):
         check(wish, None, HOST)
+
+
+# -- Connections that are there already
+
+
+def test_the_controllers_connection_is_lost_where_unmarked_answers_are_refused() -> None:
+    """Its socket has no mark, and what it sends is routed before a chain can give it one."""
+    wish = client(ipv6=False, ansible_facts={"all_ipv6_addresses": ["2001:db8::7"]})
+    assert check(wish, None, HOST) == []
+    host = replace(HOST, controller=CONTROLLER6)
+    refused(wish, host, "tables[0].routes[2].destination", "would end", allow="controller_in_tunnel")
+    # Where it is so already, the connection has come since.
+    assert check(wish, wish, applied(wish, host)) == []
+    # From the same link there is a route that the tunnel's rules leave alone.
+    assert check(wish, None, replace(HOST, controller=("2001:db8::50", "2001:db8::7"))) == []
+
+
+# -- Bridges of containers
+
+
+@pytest.mark.parametrize(
+    ("patterns", "named"),
+    [(["up0"], "up0"), (["docker0", "up+"], "up+"), (["u+"], "u+"), (["up"], ""), (["docker0", "br-+"], "")],
+)
+def test_a_bridge_that_is_the_way_out(patterns: list[str], named: str) -> None:
+    wish = client(client_kill_switch=True, client_container_devices=patterns)
+    if not named:
+        assert check(wish, None, HOST) == []
+        return
+    with pytest.raises(SpecError, match="client_container_devices") as refusal:
+        check(wish, None, HOST, ["controller_in_tunnel", "overlap", "gateway_hidden", "mark_taken"])
+    assert refusal.value.message.startswith(f"{named} is let pass as a bridge of containers")
+    assert "leads to up0" in refusal.value.message
+    number = int(refusal.value.option.split("[")[1].split("]")[0])
+    assert wish.chains[number].name == "CULVERT-KILLSWITCH"
+
+
+def test_an_uplink_of_any_table_is_a_way_out() -> None:
+    wish = client(client_dns_servers=["10.86.0.1"], client_container_devices=["up1"])
+    assert check(wish, None, HOST) == []
+    with pytest.raises(SpecError, match="leads to up1"):
+        check(wish, None, UPLINKS)
+
+
+def test_exceptions_may_name_the_uplink() -> None:
+    allowed = [{"to": "192.168.1.0/24", "device": "up0"}]
+    assert check(client(client_kill_switch=True, client_kill_switch_allow=allowed), None, HOST) == []
