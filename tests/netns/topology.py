@@ -160,7 +160,8 @@ def send_everything(endpoint: Endpoint) -> None:
         table = ["table", TABLE, "proto", PROTOCOL]
         endpoint.host.ip(family, "route", "add", "default", "dev", endpoint.device, *table)
         endpoint.host.ip(family, "route", "add", "unreachable", "default", "metric", "65536", *table)
-        rules = (f"fwmark {FWMARK:#x} lookup main", "lookup main suppress_prefixlength 0", f"lookup {TABLE}")
+        unmarked = f"not fwmark {FWMARK:#x}"
+        rules = (f"{unmarked} lookup main suppress_prefixlength 0", f"{unmarked} lookup {TABLE}")
         for number, rule in enumerate(rules):
             priority = str(RULE_PRIORITY + number)
             endpoint.host.ip(family, "rule", "add", "priority", priority, *rule.split(), "protocol", PROTOCOL)
