@@ -22,6 +22,8 @@ Mapping = t.Mapping[str, t.Any]
 
 #: Causes of an explanation by which nothing comes back: the other side may know why.
 _SILENCE = ("endpoint_silent", "other_side")
+#: Causes that are true of the whole host: what stops the packet that was followed comes before them.
+_OF_THE_HOST = ("ipv6_leak", "dns_leak", "dns_blocked", "mtu_black_hole")
 #: Rejections that are older than a probe takes were not of its packets.
 _FRESH_S = 60
 _KEYS_DIFFER = "run culvert.vpn.site for the whole fleet, so that both have each other's public key again"
@@ -150,13 +152,18 @@ def _of_check(check: Mapping) -> dict[str, str]:
 
 
 def _stopped(probe: Mapping, host: str = "") -> dict[str, str] | None:
-    """Where a packet that the probe followed stops; silence only where no other is stopped by something."""
+    """Where a packet that the probe followed stops: of several, the one that is stopped by most."""
     stopped = [a["cause"] for a in probe.get("explained") or [] if a.get("ok") is False and a.get("cause")]
-    for cause in sorted(stopped, key=lambda cause: cause.get("name") in _SILENCE):
+    for cause in sorted(stopped, key=_rank):
         where = f"on {host}: " if host else ""
         name = cause.get("name") or ""
         return _cause_of(cause["stage"], where + cause["text"], cause.get("fix") or "", host, name)
     return None
+
+
+def _rank(cause: Mapping) -> int:
+    name = cause.get("name")
+    return 2 if name in _SILENCE else 1 if name in _OF_THE_HOST else 0
 
 
 def _server_down(answer: Mapping, server: str) -> dict[str, str] | None:

@@ -71,6 +71,16 @@ def test_what_stops_a_packet_on_the_host_itself_comes_first() -> None:
     assert judged(client, answer)["cause"]["text"] == "the table is empty"
 
 
+def test_of_several_causes_the_one_that_says_most() -> None:
+    causes = [
+        SILENT,
+        stopped("IPv6", "IPv6 leaks", "ipv6_leak"),
+        stopped("route", "the table is empty", "table_emptied"),
+    ]
+    for number, name in ((3, "table_emptied"), (2, "ipv6_leak"), (1, "endpoint_silent")):
+        assert judged(probe(*DEAD, explained=causes[:number]))["cause"]["name"] == name
+
+
 def test_without_a_relay_nothing_else_is_asked() -> None:
     client = probe(check("device", False, "no relay is attached"), explained=[stopped("tunnel device", "x")])
     assert judged(client)["cause"]["stage"] == "device"
