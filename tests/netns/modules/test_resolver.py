@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ PROGRAMS = """
     set -e
     mount -t overlay none -o lowerdir={package}/usr:/usr /usr
     mount --bind {local} /usr/local/lib
+    mount --bind {bin} /usr/local/bin
 """
 
 
@@ -70,7 +72,7 @@ def host(tmp_path: Path, package: str) -> Iterator[Host]:
         )
         if package:
             assert folder.is_dir(), "run tools/unpacked.sh"
-            host.sh(PROGRAMS.format(package=folder, local=directory / "local"))
+            host.sh(PROGRAMS.format(package=folder, local=directory / "local", bin=directory / "bin"))
         yield host
     finally:
         host.close()
@@ -86,18 +88,26 @@ def absent(host: Host, **more: Any) -> Result:
     return host.module("host_network", name=NAME, state="absent", confirm="never", **more)
 
 
+def eventually(check: Callable[[], bool], what: str) -> None:
+    give_up = time.monotonic() + 30
+    while not check():
+        assert time.monotonic() < give_up, what
+        time.sleep(0.1)
+
+
 def look(host: Host) -> str:
     """All about the file: what it is, whose it is, what is in it."""
     return host.sh(f"stat -c '%F %a %u %g %N' {CONF}; base64 {CONF} || true")
 
 
 def servers(host: Host) -> list[str]:
-    return [line.split()[1] for line in host.sh(f"cat {CONF}").splitlines() if line.startswith("nameserver")]
+    found = host.sh(f"grep --text ^nameserver {CONF} || true")
+    return [line.split()[1] for line in found.splitlines()]
 
 
-def boot(host: Host) -> str:
-    """What the unit runs when it is time, or when the file has changed."""
-    command = [PYTHON, "-IB", "/usr/local/lib/culvert/run.py", "resolver"]
+def boot(host: Host, verb: str = "resolver") -> str:
+    """What the unit runs when it is time, or when the file has changed; with ``boot``, what comes before."""
+    command = [PYTHON, "-IB", "/usr/local/lib/culvert/run.py", verb]
     done = subprocess.run(host.command(command), capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -198,6 +208,38 @@ def test_a_step_that_fails_leaves_it_as_it_was(host: Host) -> None:
     assert host.run("ls", RECORD, check=False).startswith("ls: cannot access")
     host.sh("umount /etc")
     assert wish(host).changed
+
+
+@pytest.mark.parametrize("before_that", [False, True])
+def test_a_change_that_nobody_confirms(host: Host, before_that: bool) -> None:
+    host.sh(ORIGINALS["a file"])
+    if before_that:
+        wish(host, resolver={**WISH["resolver"], "servers": ["10.86.0.9"]})
+    before = look(host)
+    began = host.module("host_network", **{**WISH, "confirm": "always"})
+    eventually(lambda: TUNNEL in servers(host), "the change is not made")
+    if not before_that:
+        # What is in force is not what is to be: neither is the other's business now.
+        assert boot(host) == ""
+        assert TUNNEL in servers(host)
+    undone = host.module("network_commit", state="rolled_back", transaction=began["pending"])
+    assert undone["commit"]["problems"] == []
+    assert look(host) == before
+    absent(host)
+    assert servers(host) == [UPLINK]
+
+
+def test_a_boot(host: Host) -> None:
+    host.sh(ORIGINALS["a file"])
+    before = look(host)
+    wish(host)
+    host.sh(f"ip link del culvert0; echo nameserver {UPLINK} >{CONF}")
+    assert boot(host, "boot") == f"{NAME}: applied\n"
+    assert servers(host) == [TUNNEL, TUNNEL6]
+    assert boot(host) == ""
+    absent(host)
+    assert look(host) != before, "what was written at boot is newer"
+    assert servers(host) == [UPLINK]
 
 
 def test_a_lost_record(host: Host) -> None:
