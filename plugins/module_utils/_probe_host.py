@@ -30,6 +30,8 @@ from ._uapi import query, rejections
 _PATH_ROUND_S = 1.0
 _EXPLAINED_WITHIN_S = 1.0
 _EXPLAINED_AT_A_TIME = 4
+# Names of the causes by which nothing is wrong here, and nothing comes back.
+_SILENCE = ("endpoint_silent", "other_side")
 _ECHO_MIN_BYTES = 576
 
 
@@ -154,7 +156,7 @@ def _explain(spec: ProbeSpec, question: Question, made: list[dict[str, Any]]) ->
     # Here and not above: half of what it needs is of no use to a probe that explains nothing.
     from ._explain_host import explain
 
-    return explain(
+    answer = explain(
         question.destination,
         interface=spec.device,
         socket_path=spec.socket_path,
@@ -165,6 +167,8 @@ def _explain(spec: ProbeSpec, question: Question, made: list[dict[str, Any]]) ->
         reference_time_s=spec.reference_time_s,
         timeout_s=min(spec.timeout_s, _EXPLAINED_WITHIN_S),
     )
+    silent = answer["cause"] is not None and answer["cause"]["name"] in _SILENCE
+    return {**answer, "ok": None} if silent and question.may_be_silent else answer
 
 
 def _tried(look: Callable[[], Any], names: tuple[str, ...], trouble: dict[str, str]) -> Any:

@@ -53,12 +53,14 @@ class Question:
     """One destination to be explained.
 
     :ivar source: where the packet comes from, for one that this host forwards or that comes in.
+    :ivar may_be_silent: that no answer comes from there is no fault of this host's.
     """
 
     destination: str
     source: str | None = None
     protocol: str | None = None
     port: int | None = None
+    may_be_silent: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,7 @@ def _question(options: Options) -> Question:
         source=str(_address(options, "source", source)) if source else None,
         protocol=options.text("protocol", None, ("tcp", "udp", "icmp")),
         port=options.integer("port", 1, 65535),
+        may_be_silent=options.flag("may_be_silent", False),
     )
     options.done()
     return question

@@ -181,6 +181,11 @@ options:
         description:
           - Its destination port.
         type: int
+      may_be_silent:
+        description:
+          - Do not take it for a fault when no answer comes, as with a client that may be off.
+        type: bool
+        default: false
   drift:
     description:
       - Compare the host with the documents that M(culvert.vpn.host_network) left on it.
@@ -392,6 +397,7 @@ def main() -> None:
         "source": {"type": "str"},
         "protocol": {"type": "str", "choices": ["tcp", "udp", "icmp"]},
         "port": {"type": "int"},
+        "may_be_silent": {"type": "bool", "default": False},
     }
     module = AnsibleModule(
         argument_spec={

@@ -22,6 +22,8 @@ Mapping = t.Mapping[str, t.Any]
 
 #: Causes of an explanation by which nothing comes back: the other side may know why.
 _SILENCE = ("endpoint_silent", "other_side")
+#: Causes that come from what the server refused, of which the names of the hosts can be told here.
+_OF_THE_PEER = ("wrong_key", "allowed_ips", "clock")
 #: Causes that are true of the whole host: what stops the packet that was followed comes before them.
 _OF_THE_HOST = ("ipv6_leak", "dns_leak", "dns_blocked", "mtu_black_hole")
 #: Rejections that are older than a probe takes were not of its packets.
@@ -125,10 +127,18 @@ def _cause(found: Mapping, failed: t.Sequence[Mapping]) -> dict[str, str]:
     if here and here["name"] not in _SILENCE:
         return here
     if server:
-        there = _refused(found, answer, server) or _server_down(answer, server) or _stopped(answer, server)
+        there = _on_the_server(found, answer, server)
         if there and there["name"] not in _SILENCE and (here or _silent(names)):
             return there
     return here or _of_check(_first(failed))
+
+
+def _on_the_server(found: Mapping, answer: Mapping, server: str) -> dict[str, str] | None:
+    """What the server does now comes before what it refused lately, unless it is the same."""
+    stopped = _stopped(answer, server)
+    if stopped and stopped["name"] not in (*_SILENCE, *_OF_THE_PEER):
+        return stopped
+    return _server_down(answer, server) or _refused(found, answer, server) or stopped
 
 
 def _silent(names: t.Sequence[str]) -> bool:
@@ -197,8 +207,11 @@ def _refused(found: Mapping, answer: Mapping, server: str) -> dict[str, str] | N
 def _is_of(rejection: Mapping, probe: Mapping) -> bool:
     """By the key, then by the address in the tunnel, then by where it came from.
 
-    Behind a NAT the last cannot be known: then it is this host's if it has had no handshake.
+    Behind a NAT the last cannot be known: then it is this host's if it has had no handshake. A packet from
+    another address than its own in the tunnel may be anything, such as one bound to the uplink's.
     """
+    if rejection["reason"] == "source" and rejection["address"] not in (probe.get("device_addresses") or []):
+        return False
     if rejection["public_key"]:
         return bool(rejection["public_key"] == probe.get("public_key"))
     if rejection["address"]:

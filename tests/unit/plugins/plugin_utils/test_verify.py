@@ -111,6 +111,7 @@ def test_silence_is_explained_by_what_the_server_refused(refused: dict[str, Any]
         rejection("unknown_peer", public_key=KEY, age_s=600),
         rejection("no_allowed_ip", address="10.86.0.3"),
         rejection("send_error", public_key=KEY),
+        rejection("source", public_key=KEY, address="198.51.100.18"),
     ],
 )
 def test_what_the_server_refused_of_others_or_long_ago_is_not_its_cause(refused: dict[str, Any]) -> None:
@@ -131,6 +132,15 @@ def test_a_tunnel_that_works_is_followed_on_its_server() -> None:
     # A leak is the host's own, whatever is wrong with its server.
     leaks = probe(check("ipv6_leak", False, "it leaks"))
     assert judged(leaks, probe(explained=[stopped("forward", "policy DROP")]))["cause"]["name"] == "ipv6_leak"
+
+
+def test_what_a_server_does_now_comes_before_what_it_refused() -> None:
+    client = probe(*DEAD, explained=[SILENT])
+    refused = [rejection("unknown_peer", public_key=KEY)]
+    dropped = probe(explained=[stopped("inbound port", "it drops it", "own_firewall")], rejections=refused)
+    assert judged(client, dropped)["cause"]["name"] == "own_firewall"
+    strange = probe(explained=[stopped("peer", "a stranger calls", "wrong_key")], rejections=refused)
+    assert judged(client, strange)["cause"]["name"] == "unknown_peer"
 
 
 def test_a_server_that_is_down_is_the_cause_of_silence() -> None:
