@@ -136,21 +136,19 @@ class _Answer:
 
     def _next_piece(self, output: int) -> bytes | None:
         """None for the last one. :raises BrokenPipeError: nobody reads ``output`` any more."""
-        size = _PIECE.size
-        wanted = size
-        while len(self._received) < wanted:
+        (length,) = _PIECE.unpack(self._take(_PIECE.size, output))
+        if length > _MAX_PIECE_BYTES:
+            raise CulvertError(f"{self._path}: does not speak our language")
+        return self._take(length, output) if length else None
+
+    def _take(self, size: int, output: int) -> bytes:
+        while len(self._received) < size:
             self._wait(output)
             if not self._more():
                 raise CulvertError("the relay went away; what was written is whole")
-            if len(self._received) >= size:
-                (length,) = _PIECE.unpack_from(self._received)
-                if length > _MAX_PIECE_BYTES:
-                    raise CulvertError(f"{self._path}: does not speak our language")
-                wanted = size + length
-        (length,) = _PIECE.unpack_from(self._received)
-        piece = bytes(self._received[size : size + length])
-        del self._received[: size + length]
-        return piece or None
+        taken = bytes(self._received[:size])
+        del self._received[:size]
+        return taken
 
     def _wait(self, output: int) -> None:
         """Until there is something to read, or nobody to write to."""
