@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -260,6 +260,8 @@ def plan(spec: ResolverSpec, state: ResolverState) -> tuple[Plan, list[str]]:
         done, kept = _DO[layer](spec, state)
         steps += done
         record[layer] = kept
+    if "resolvconf" in wanted:
+        warnings += _who_is_first(spec, state)
     steps += _uplink(spec, state)
     whole = {**state.record, **record}
     if whole != state.record:
@@ -317,7 +319,7 @@ def _do_resolvconf(spec: ResolverSpec, state: ResolverState) -> tuple[Plan, dict
     if old != name and old in state.entries:
         plan.append(Change(f"entry {old} of resolvconf", state.entries[old], None, "drop", old))
     record = {"device": spec.device, "name": name}
-    if _same(found, spec.entry) and _heads(state.file.servers, spec.servers):
+    if _same(found, spec.entry) and _is_in(state.file.servers, spec.servers):
         return plan, record
     item = f"entry {name} of resolvconf"
     before = found if not _same(found, spec.entry) else f"{found}(not in {RESOLV_CONF})"
@@ -345,11 +347,21 @@ def _search(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("search ")]
 
 
-def _heads(found: list[str], wanted: Iterable[str]) -> bool:
-    """Whether the file has ours first, or a name server of the host's own that is told of them."""
-    if not found:
-        return False
-    return found[:1] == list(wanted)[:1] or found[0].startswith("127.") or found[0] == "::1"
+def _is_in(found: list[str], wanted: tuple[str, ...]) -> bool:
+    """Whether the file has ours, or a name server of the host's own that is told of them."""
+    return wanted[0] in found or any(server.startswith("127.") or server == "::1" for server in found[:1])
+
+
+def _who_is_first(spec: ResolverSpec, state: ResolverState) -> list[str]:
+    """An entry cannot come before what the administrator wants first."""
+    found = state.file.servers
+    if spec.servers[0] not in found[1:]:
+        return []
+    warning = (
+        f"{RESOLV_CONF} has {found[0]} before the tunnel's name servers; see whether it is from "
+        "/etc/resolvconf/resolv.conf.d/head, or from interface-order(5)"
+    )
+    return [warning]
 
 
 def _do_file(spec: ResolverSpec, state: ResolverState) -> tuple[Plan, dict[str, Any]]:

@@ -153,6 +153,10 @@ def test_an_entry_of_resolvconf() -> None:
     assert actions(SPEC, replace(done, file=DYNAMIC)) == ["entry"], "the file does not have it"
     local = replace(file, content="nameserver 127.0.0.1\n")
     assert actions(SPEC, replace(done, file=local)) == [], "a local name server is told"
+    head = replace(file, content="nameserver 198.51.100.99\nnameserver 10.86.0.1\n")
+    plan, warnings = _resolver.plan(SPEC, replace(done, file=head))
+    assert plan == [], "it cannot come before what the administrator wants first"
+    assert "198.51.100.99 before" in warnings[0]
     assert actions(GONE, done) == ["drop", "record"]
 
 
