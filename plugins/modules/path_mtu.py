@@ -147,17 +147,11 @@ paths:
           than the route has room for. V(assumed), there is no route.
       type: str
       sample: echo
-warnings:
-  description: What kept a path from being measured, and what is wrong with one. Shown as warnings too.
-  returned: success
-  type: list
-  elements: str
-  sample: ["gate.example.net could not be resolved: the path to it is not taken into account"]
 """
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.culvert.vpn.plugins.module_utils._core import MissingRequirement
-from ansible_collections.culvert.vpn.plugins.module_utils._module import run_info
+from ansible_collections.culvert.vpn.plugins.module_utils._module import run_result
 from ansible_collections.culvert.vpn.plugins.module_utils._path_mtu_host import PathSpec, blank, measure
 
 
@@ -174,19 +168,16 @@ def main() -> None:
         supports_check_mode=True,
     )
 
-    def gather() -> dict:
+    def work() -> dict:
         spec = PathSpec.from_params(module.params)
         try:
-            found = measure(spec)
+            return {"changed": False, **measure(spec)}
         except MissingRequirement as error:
             if not module.check_mode:
                 raise
-            found = blank(spec, str(error))
-        for warning in found["warnings"]:
-            module.warn(warning)
-        return found
+            return {"changed": False, **blank(spec, str(error))}
 
-    run_info(module, gather)
+    run_result(module, work)
 
 
 if __name__ == "__main__":
