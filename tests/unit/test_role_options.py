@@ -1,0 +1,145 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the roles say of options that cannot work, which the playbook asks before it changes any host."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+# By host: its role, its variables, and the words that have to be said; none for options that are well.
+HOSTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "plain": ("client", {}, []),
+    "everything": (
+        "client",
+        {
+            "client_kill_switch": True,
+            "client_kill_switch_allow": ["10.0.0.0/8", {"to": "::/0", "protocol": "icmp"}],
+            "client_dns_servers": ["server", "10.86.0.1", "fd86::1"],
+            "client_dns_search": ["example.com", "lan."],
+            "client_server": "gate",
+        },
+        [],
+    ),
+    "prefix": ("client", {"client_tunnel_prefixes": ["10.0.0.1/8"]}, ["client_tunnel_prefixes", "host bits"]),
+    "exception": (
+        "client",
+        {"client_kill_switch_allow": ["10.0.0.0/8", {"to": "::/0", "port": 53}]},
+        ["client_kill_switch_allow[1].port: 53 needs a protocol"],
+    ),
+    "exceptions": (
+        "client",
+        {"client_kill_switch_allow": "10.0.0.0/8"},
+        ["client_kill_switch_allow is not a list"],
+    ),
+    "bridges": (
+        "client",
+        {"client_container_devices": ["docker0", "+"]},
+        ["client_container_devices[1]: '+' is neither a device's name nor a pattern"],
+    ),
+    "resolver": (
+        "client",
+        {"client_dns_servers": ["dns.example.com", "10.0.0.0/8", "10.0.0.256"]},
+        [
+            "dns.example.com is neither an address nor the word server",
+            "10.0.0.0/8 is neither",
+            "'10.0.0.256'",
+        ],
+    ),
+    "nobody": (
+        "client",
+        {"client_dns_servers": ["server"], "client_server": "elsewhere"},
+        ["server needs client_server, a host of the group vpn_servers"],
+    ),
+    "search": ("client", {"client_dns_search": ["example.com", "a b"]}, ["a b is not a domain"]),
+    "unmarked": ("client", {"relay_fwmark": 0}, ["relay_fwmark: 0 is no mark"]),
+    "gate": ("server", {"server_resolver": "dnsmasq", "server_resolver_upstreams": ["10.0.0.53"]}, []),
+    "unknown": ("server", {"server_resolver": "unbound"}, ["unbound is none of none, dnsmasq"]),
+    "upstream": (
+        "server",
+        {"server_resolver_upstreams": ["dns"]},
+        ["server_resolver_upstreams: dns is not an address"],
+    ),
+    "taken": (
+        "server",
+        {"server_responder_port": 51820},
+        ["51820 is not a port from 1024 to 65535 other than"],
+    ),
+    "low": ("server", {"server_responder_port": 80}, ["80 is not a port from 1024"]),
+}
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the roles' checks say of each host, empty where they are content."""
+    directory = tmp_path_factory.mktemp("options")
+    ask = {"name": "culvert.vpn.{{ role_under_test }}", "tasks_from": "options.yml"}
+    tasks = [
+        {
+            "block": [{"ansible.builtin.include_role": ask}],
+            "rescue": [{"ansible.builtin.set_fact": {"said": "{{ ansible_failed_result.msg }}"}}],
+        },
+        {
+            "ansible.builtin.copy": {
+                "content": "{{ said | default('') }}",
+                "dest": f"{directory}/{{{{ inventory_hostname }}}}.txt",
+            },
+        },
+    ]
+    files = [f"{ROOT}/roles/{role}/defaults/main.yml" for role in ("relay", "client", "server")]
+    defaults: dict[str, Any] = {}
+    for path in files:
+        defaults |= yaml.safe_load(Path(path).read_text())
+    groups: dict[str, Any] = {"vpn_clients": {"hosts": {}}, "vpn_servers": {"hosts": {}}}
+    for name, (role, variables, _words) in HOSTS.items():
+        groups[f"vpn_{role}s"]["hosts"][name] = {"role_under_test": role, **variables}
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    inventory = {"all": {"vars": {**defaults, **local}, "children": groups}}
+    (directory / "inventory.yml").write_text(yaml.safe_dump(inventory))
+    play = [{"hosts": "all", "gather_facts": False, "tasks": tasks}]
+    (directory / "play.yml").write_text(yaml.safe_dump(play))
+    command = [
+        str(Path(sys.executable).with_name("ansible-playbook")),
+        "-i",
+        str(directory / "inventory.yml"),
+    ]
+    done = subprocess.run(
+        [*command, str(directory / "play.yml")],
+        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": f"{ROOT}/.cache/collections"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {name: (directory / f"{name}.txt").read_text() for name in HOSTS}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_cannot_work_is_said_and_what_can_is_not(said: dict[str, str], host: str) -> None:
+    words = HOSTS[host][2]
+    assert bool(said[host]) == bool(words), said[host]
+    for word in words:
+        assert word in said[host]
+    assert "Nothing was changed" in said[host] or not words
+
+
+def test_the_playbook_asks_before_it_changes_anything() -> None:
+    plays = yaml.safe_load((ROOT / "playbooks" / "site.yml").read_text())
+    asked = [
+        (number, task["ansible.builtin.import_role"]["name"])
+        for number, play in enumerate(plays)
+        for task in play.get("tasks", [])
+        if task.get("ansible.builtin.import_role", {}).get("tasks_from") == "options.yml"
+    ]
+    changing = next(n for n, play in enumerate(plays) if play.get("name") == "Give every host a key pair")
+    assert {name for number, name in asked if number < changing} == {
+        "culvert.vpn.client",
+        "culvert.vpn.server",
+    }
