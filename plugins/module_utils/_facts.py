@@ -19,8 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from . import _routing_kernel as kernel
-from . import _rt_tables
+from . import _routing_kernel, _rt_tables
 from ._core import HostError, MissingRequirement, Runner
 from ._host import ipv6_disabled, kernel_has_ipv6
 from ._iptables import COMMANDS, OWN_PREFIX, find, target_of, tools, words_of
@@ -127,8 +126,10 @@ def observe(run: Runner, document: Document, controller: tuple[str, str] | None 
         links={link.get_attr("IFLA_IFNAME"): _link_of(link) for link in links},
         networks=tuple((names[m["index"]], _network_of(m)) for m in addresses if m["index"] in names),
         addresses=tuple((names[m["index"]], _local_of(m)) for m in addresses if m["index"] in names),
-        routes=kernel._routes_by_table(routes, tables, names),
-        rules=tuple(kernel._rule_of(message, version) for version in versions for message in rules[version]),
+        routes=_routing_kernel._routes_by_table(routes, tables, names),
+        rules=tuple(
+            _routing_kernel._rule_of(message, version) for version in versions for message in rules[version]
+        ),
         registered=_rt_tables.read_all(),
         marks=tuple(_marks(run)) if document.fwmark else (),
         resolved=resolve(name for name in document.endpoints if not _is_address(name)),

@@ -6,7 +6,7 @@
 # Do not use this from other collections or standalone plugins/modules!
 
 """What has to be on a host so that its documents outlive a reboot and a broken change: this package's own
-code, and whatever starts it at boot.
+code, and whatever starts it at boot. With it comes the command ``culvert`` for the person on the host.
 
 The code is this package itself as it runs now, copied, so that boot and rollback apply a document by the same
 backends as the module that wrote it. It is started in Python's isolated mode: neither the environment nor the
@@ -30,6 +30,8 @@ from ._files import read_text, remove_file, write_text
 from ._starters import HEADER, SCRIPT_PATH, SERVICE, UNITS, init_system, starters
 
 LIBRARY = "/usr/local/lib/culvert"
+#: For people, by ``_command``; nothing of ours calls it.
+COMMAND = "/usr/local/bin/culvert"
 PACKAGE = "culvert_host"
 STARTER = "run.py"
 #: While it is there a change is not decided yet, and the code may still be needed to undo it.
@@ -47,6 +49,10 @@ def command(folder: str, *words: str) -> list[str]:
 
 def _command_line(verb: str) -> str:
     return " ".join(command(LIBRARY, verb))
+
+
+def _command_text() -> str:
+    return f'#!/bin/sh\n{HEADER}exec {_command_line("culvert")} "$@"\n'
 
 
 def package_files() -> dict[str, str]:
@@ -104,11 +110,15 @@ def _starter() -> str:
 
 @dataclass
 class Observed:
-    """Texts of the files that are or should be there, by path; whether the boot starts all of it, or some."""
+    """Texts of the files that are or should be there, by path; whether the boot starts all of it, or some.
+
+    :ivar command: the text of what has the command's name; ``None`` if nothing has.
+    """
 
     files: dict[str, str | None] = field(default_factory=dict)
     enabled: bool = False
     partly: bool = False
+    command: str | None = None
 
 
 class InstalledCode(PlainBackend):
@@ -144,7 +154,7 @@ class InstalledCode(PlainBackend):
         paths |= set(self._starter.files) if self._starter is not None else set()
         links = [bool(glob.glob(link)) for link in self._starter.links] if self._starter is not None else []
         files = {path: read_text(path) for path in sorted(paths)}
-        return Observed(files, bool(links) and all(links), any(links))
+        return Observed(files, bool(links) and all(links), any(links), _text_at(COMMAND))
 
     def blank(self) -> Observed:
         return self.observe()
@@ -168,7 +178,22 @@ class InstalledCode(PlainBackend):
                 plan.append(Change(path, observed.files.get(path), text, "start_file", (path, text)))
             if not observed.enabled or outdated:
                 plan.append(Change(f"{SERVICE} at boot", observed.enabled, True, "enable"))
-        return plan
+        return plan + self._plan_command(observed)
+
+    def _plan_command(self, observed: Observed) -> Plan:
+        text = _command_text()
+        if observed.command == text:
+            return []
+        if observed.command is not None and not _is_ours(observed.command):
+            instead = " ".join(command(LIBRARY, "culvert"))
+            self.warnings.append(
+                f"{COMMAND} is not of this collection and is left alone; call {instead} instead"
+            )
+            return []
+        folder = os.path.dirname(COMMAND)
+        if os.path.isdir(folder) and not os.access(folder, os.W_OK):
+            return []  # a file system that is read-only by design: it is a convenience
+        return [Change(COMMAND, observed.command, text, "command", text)]
 
     def _plan_absent(self, observed: Observed) -> Plan:
         starter = self._starter
@@ -178,6 +203,8 @@ class InstalledCode(PlainBackend):
                 plan.append(Change(f"{SERVICE} at boot", True, False, "disable"))
             there = [path for path in starter.files if observed.files.get(path) is not None]
             plan += [Change(path, observed.files[path], None, "remove_start_file", path) for path in there]
+        if observed.command is not None and _is_ours(observed.command):
+            plan.append(Change(COMMAND, observed.command, None, "remove_command"))
         if os.path.isdir(LIBRARY):
             plan.append(Change(LIBRARY, "the collection's code", None, "remove_code"))
         return plan
@@ -190,6 +217,8 @@ class InstalledCode(PlainBackend):
             "disable": self._disable,
             "remove_start_file": self._remove_start_file,
             "remove_code": self._remove_code,
+            "command": self._write_command,
+            "remove_command": self._remove_command,
         }
         if not is_put_off(change):
             verbs[change.action](change)
@@ -225,6 +254,12 @@ class InstalledCode(PlainBackend):
         except OSError as error:
             raise HostError(f"cannot remove {LIBRARY}: {error.strerror}") from None
 
+    def _write_command(self, change: Change) -> None:
+        write_text(COMMAND, change.data, mode=0o755)
+
+    def _remove_command(self, change: Change) -> None:
+        remove_file(COMMAND)
+
     def _commands(self, commands: tuple[list[str], ...]) -> None:
         for words in commands:
             code, _out, err = self._run(words, "")
@@ -240,6 +275,20 @@ def is_put_off(change: Change) -> bool:
     items = {LIBRARY, SCRIPT_PATH, f"{SERVICE} at boot"}
     ours = change.item in items or change.item.startswith(f"{UNITS}/")
     return ours and not change.after and os.path.isdir(PENDING)
+
+
+def _text_at(path: str) -> str | None:
+    """What is there, empty for what cannot be read as a text: a link or a program of somebody else."""
+    if os.path.islink(path):
+        return ""
+    try:
+        return read_text(path)
+    except HostError:
+        return ""
+
+
+def _is_ours(text: str) -> bool:
+    return HEADER in text
 
 
 def _existing_code() -> set[str]:

@@ -24,6 +24,7 @@ from typing import Any
 from tests.netns.endpoints import FWMARK, PORT, REPOSITORY, Culvert, Key, Peer, Settings
 from tests.netns.lab import Host, Lab, LabError, Process, eventually
 from tests.netns.pcap import ICMP, ICMPV6, UDP, Capture, Packet
+from tests.netns.programs import own_programs
 from tests.role_documents import documents
 
 COLLECTIONS = REPOSITORY / ".cache" / "collections"
@@ -57,7 +58,7 @@ ip addr | grep -v valid_lft; ip rule; ip -6 rule; ip route show table all; ip -6
 for tool in iptables ip6tables; do $tool-nft-save; $tool-legacy-save; done | sed 's/\\[[0-9:]*\\]//; /^#/d'
 nft list ruleset
 sysctl -a 2>/dev/null | grep -e '^net.ipv[46].conf' -e fwmark -e ip_forward
-find /var/lib/culvert /etc /usr/local/lib/culvert -type f -exec sha256sum {} + 2>/dev/null | sort -k 2
+find /var/lib/culvert /etc /usr/local/*/culvert -type f -exec sha256sum {} + 2>/dev/null | sort -k 2
 stat -c '%F %a %U' /etc/resolv.conf
 """
 
@@ -75,7 +76,7 @@ class ClientHost(Host):
             mounts.append(f"mount --bind {there} {path}")
         # Name servers are in /etc, too: nothing of a test is to reach those of the machine.
         keep = f"cp -a /etc/. {own}/etc; rm -f {own}/etc/resolv.conf"
-        self.run(["sh", "-ec", "\n".join([keep, *mounts])])
+        self.run(["sh", "-ec", "\n".join([keep, *mounts, own_programs(own / "bin")])])
         (own / "etc" / "resolv.conf").write_text(f"nameserver {LAN[4]}\n")
 
     def network(self, document: dict[str, Any], **options: Any) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.netns.programs import FOLDER, own_programs
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 COLLECTIONS = REPOSITORY / ".cache" / "collections"
 # Another interpreter, for example one with an older pyroute2, can be tried with this variable.
@@ -110,6 +112,7 @@ class Host:
         shutil.copytree("/etc/iproute2", directory / "iproute2", dirs_exist_ok=True)
         subprocess.run(["ip", "netns", "add", self.name], check=True)
         mounts = "; ".join(f"mount --bind {directory / own} {target}" for own, target in _OWN.items())
+        mounts = f"{own_programs(directory / 'bin')}\n{mounts}"
         script = f"set -e; {mounts}; ip link set lo up; echo ready; exec sleep infinity"
         command = ["ip", "netns", "exec", self.name, "unshare", "--mount", "sh", "-c", script]
         self._holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -188,7 +191,7 @@ class Host:
 
     def snapshot(self) -> str:
         """The whole state, without counters and times."""
-        return _COUNTERS.sub("", self.sh(_SNAPSHOT.format(paths=" ".join(_OWN.values()))))
+        return _COUNTERS.sub("", self.sh(_SNAPSHOT.format(paths=" ".join([*_OWN.values(), FOLDER]))))
 
     def json(self, *argv: str) -> Any:
         return json.loads(self.run(*argv) or "[]")

@@ -24,6 +24,7 @@ from typing import Any
 
 from tests.netns.endpoints import REPOSITORY
 from tests.netns.lab import Host, LabError, eventually
+from tests.netns.programs import own_programs
 
 COLLECTIONS = REPOSITORY / ".cache" / "collections"
 # Another interpreter, for example one with an older pyroute2, can be tried with this variable.
@@ -46,7 +47,7 @@ say nft; nft list ruleset
 say sysctls; sysctl -a -r '^net[.]ipv4[.](conf|ip_forward)|^net[.]ipv6[.]conf' 2>/dev/null
 say files
 cd /
-set -- var/lib/culvert etc/sysctl.d etc/iproute2 etc/init.d etc/rc?.d usr/local/lib/culvert
+set -- var/lib/culvert etc/sysctl.d etc/iproute2 etc/init.d etc/rc?.d usr/local/*/culvert
 record=var/lib/culvert/created.json
 find "$@" -type f ! -path 'var/lib/culvert/pending/*' ! -path $record -exec sha256sum {} + | sort -k 2
 [ ! -e $record ] || cat $record
@@ -136,6 +137,7 @@ class SshHost(Host):
         boot_id = self.directory / f"boot_id-{self._boots}"
         boot_id.write_text(f"{uuid.uuid4()}\n")
         mounts = [f"mount --bind {self.files}/{path} /{path}" for path in ("etc", "var/lib", "usr/local/lib")]
+        mounts += [own_programs(self.files / "usr/local/bin")]
         mounts += [f"mount --bind {self.files}/home /home", f"mount --bind {boot_id} {_BOOT_ID}"]
         self.run(["sh", "-ec", "\n".join(mounts)])
 

@@ -193,6 +193,7 @@ def test_the_removal_of_the_code_is_put_off_while_it_is_needed(
 ) -> None:
     monkeypatch.setattr(_installed, "LIBRARY", str(tmp_path / "lib"))
     monkeypatch.setattr(_installed, "PENDING", str(tmp_path / "pending"))
+    monkeypatch.setattr(_installed, "COMMAND", str(tmp_path / "bin" / "culvert"))
     monkeypatch.setattr(_installed, "init_system", lambda: "")
     run: Any = None
     install = InstalledCode(True, run)
@@ -205,7 +206,9 @@ def test_the_removal_of_the_code_is_put_off_while_it_is_needed(
     assert install.plan(install.observe()) == []
     (tmp_path / "pending").mkdir()
     removal = InstalledCode(False, run)
-    (change,) = removal.plan(removal.observe())
+    command, change = removal.plan(removal.observe())
+    removal.apply(command)
+    assert not (tmp_path / "bin" / "culvert").exists()
     removal.apply(change)
     assert (tmp_path / "lib" / "run.py").exists()
     (tmp_path / "pending").rmdir()
@@ -318,3 +321,35 @@ def test_the_settings_that_a_document_changes() -> None:
     assert "net/ipv4/ip_forward" in found
     assert "net/ipv4/conf/lo/forwarding" in found
     assert _snapshot.settings_of(None) == []
+
+
+def test_the_command_of_somebody_else_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_installed, "LIBRARY", str(tmp_path / "lib"))
+    monkeypatch.setattr(_installed, "COMMAND", str(tmp_path / "culvert"))
+    monkeypatch.setattr(_installed, "init_system", lambda: "")
+    run: Any = None
+
+    def items(present: bool) -> tuple[list[str], list[str]]:
+        code = InstalledCode(present, run)
+        return [change.item for change in code.plan(code.observe())], code.warnings
+
+    command = tmp_path / "culvert"
+    for text in (b"#!/bin/sh\nexec drain\n", b"\x7fELF\xff\xfe"):
+        command.write_bytes(text)
+        planned, warnings = items(present=True)
+        assert str(command) not in planned
+        assert any(warning.startswith(f"{command} is not of this collection") for warning in warnings)
+        assert str(command) not in items(present=False)[0]
+    command.unlink()
+    command.symlink_to(tmp_path / "nowhere")
+    assert str(command) not in items(present=True)[0]
+    command.unlink()
+    code = InstalledCode(True, run)
+    for change in code.plan(code.observe()):
+        code.apply(change)
+    assert command.stat().st_mode & 0o777 == 0o755
+    assert command.read_text().splitlines()[-1].endswith(f'{tmp_path}/lib/run.py culvert "$@"')
+    # An older version of ours.
+    command.write_text(command.read_text() + "\n")
+    assert items(present=True) == ([str(command)], items(present=True)[1])
+    assert str(command) in items(present=False)[0]
