@@ -33,8 +33,11 @@ class Held:
     missing: tuple[str, ...] = ()
 
 
-def observe(run: Runner, name: str) -> Held:
-    """:raises HostError: the host's chains cannot be read."""
+def observe(run: Runner) -> tuple[Held, Held]:
+    """The kill switch, and the guard of DNS.
+
+    :raises HostError: the host's chains cannot be read.
+    """
     mangle: dict[str, list[Table]] = {}
     for family in ("ipv4", "ipv6") if kernel_has_ipv6() else ("ipv4",):
         mangle[family] = []
@@ -48,7 +51,7 @@ def observe(run: Runner, name: str) -> Held:
             except HostError:
                 # The other backend's tables may be readable, and it is there then.
                 continue
-    return state_of(name, mangle)
+    return state_of(KILL_SWITCH, mangle), state_of(DNS_GUARD, mangle)
 
 
 def state_of(name: str, mangle: Mapping[str, list[Table]]) -> Held:

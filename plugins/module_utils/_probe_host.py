@@ -83,10 +83,9 @@ def _leaking(spec: ProbeSpec, found: Findings, run: Runner, trouble: dict[str, s
             for address, device in _probe_look.outside(resolvers.addresses, spec.device)
             if not _leaks.stays_here(device, address, spec.container_devices)
         ]
-    gathered["kill_switch"] = _tried(
-        lambda: _kill_switch.observe(run, _kill_switch.KILL_SWITCH), ("kill_switch",), trouble
-    )
-    gathered["dns_guard"] = _tried(lambda: _kill_switch.observe(run, _kill_switch.DNS_GUARD), (), trouble)
+    if spec.full_tunnel or spec.kill_switch is not None:
+        held = _tried(lambda: _kill_switch.observe(run), ("kill_switch",), trouble)
+        gathered["kill_switch"], gathered["dns_guard"] = held or (None, None)
     around = found.surroundings
     targets = around.leak_targets(spec.leak_targets)
     datagrams = [_leaks.trial_to(target) for target in targets] if spec.full_tunnel else []

@@ -108,7 +108,7 @@ BREAKS = (
     ),
     Break(
         "endpoint unreachable",
-        ("endpoint_unreachable",),
+        ("endpoint_refused",),
         (_SERVER,),
         "round_trip",
         _by_script(
@@ -118,7 +118,7 @@ BREAKS = (
             f"ip rule add from {_CLIENT} to {_SERVER} priority 5 unreachable",
             "ip rule del priority 5",
         ),
-        ("endpoint_unreachable",),
+        ("endpoint_refused",),
     ),
     Break(
         "forward policy DROP",
