@@ -52,6 +52,8 @@ _PRIVATE = tuple(
 # What was sent is on its device within microseconds, unless a neighbour has to be asked for first.
 _SETTLE_S = 0.4
 LOOKUP_TIMEOUT_S = 3.0
+# Not every C library has the second.
+_NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
 @dataclass
@@ -91,7 +93,7 @@ class Lookup:
             socket.getaddrinfo(f"{self.name}.", 80, type=socket.SOCK_STREAM)
             self.answered = True
         except socket.gaierror as error:
-            self.answered = error.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
+            self.answered = error.errno in _NO_SUCH_NAME
             self.trouble = error.strerror or str(error)
         except OSError as error:
             self.trouble = error.strerror or str(error)
