@@ -21,6 +21,7 @@ import pytest
 import relay_fuzz_batch
 from culvert import config, ip
 from culvert.batch import Received
+from culvert.capture_filter import EVERYTHING, parse_filter
 from culvert.constants import MAC_BYTES
 from culvert.control import ControlClient
 from culvert.cookie import MacStamper
@@ -30,6 +31,7 @@ from culvert.errors import ConfigError
 from culvert.messages import INITIATION_BYTES, RESPONSE_BYTES
 from culvert.relay import Relay
 from culvert.reload import difference
+from culvert.responder import MAX_BODY_BYTES, BadRequest, parse_request, udp_reply
 from culvert.testing import Host, World
 from culvert.transport.memory import MemoryNetwork
 from culvert.tun import MemoryTun
@@ -204,12 +206,40 @@ def requests(data: bytes) -> None:
     running.close()
 
 
+def capture_filter(data: bytes) -> None:
+    """A filter and packets to look at, after a zero byte: refused with one line, or it says yes or no."""
+    text, _, packets = data.partition(b"\0")
+    complaint, made = "", EVERYTHING
+    try:
+        made = parse_filter(text.decode("utf-8", "replace"))
+    except ValueError as error:
+        complaint = str(error)
+    assert "\n" not in complaint
+    assert parse_filter(made.text).text == made.text
+    for number, packet in enumerate(pieces(packets)):
+        assert made.matches(packet, number % 2 == 0, lambda address: address.ljust(32)) in (True, False)
+
+
+def responder_requests(data: bytes) -> None:
+    """What a caller sends to ``culvert respond``, as a head and as a datagram: refused, or within bounds."""
+    with contextlib.suppress(BadRequest):
+        request = parse_request(data)
+        for length in (request.send_bytes, request.receive_bytes):
+            assert length is None or 0 <= length <= MAX_BODY_BYTES
+    reply = udp_reply(data)
+    if reply is not None:
+        assert len(reply) == int.from_bytes(data[16:18])
+        assert udp_reply(reply) is None, "two responders would answer each other for ever"
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "datagrams": datagrams,
     "from_peer": from_peer,
     "from_host": from_host,
     "configuration": configuration,
     "requests": requests,
+    "capture_filter": capture_filter,
+    "responder_requests": responder_requests,
     "seal": lambda data: relay_fuzz_batch.seal(pieces(data)),
     "open": lambda data: relay_fuzz_batch.open_(pieces(data)),
 }
