@@ -19,7 +19,7 @@ options:
     elements: dict
     required: true
   mtus:
-    description: MTU of the clients' devices, by host.
+    description: What fits into the path to each client, by host. For IPv6 it is at least 1280.
     type: dict
     required: true
 """

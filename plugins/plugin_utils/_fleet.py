@@ -246,10 +246,11 @@ def client_peers(
 def client_mtus(members: t.Sequence[t.Mapping[str, t.Any]], mtus: t.Mapping[str, t.Any]) -> dict[str, int]:
     """Return the MTU by which each prefix behind a client is reached: its tunnel addresses and its networks.
 
-    `mtus`: of the clients' devices, by host. A host without one is left out.
+    `mtus`: what fits into the clients' paths, by host. A host without one is left out. IPv6 has to be carried
+    up to 1280 bytes in any case (RFC 8200, section 5).
     """
     return {
-        str(ipaddress.ip_network(prefix)): int(mtus[m["host"]])
+        str(ipaddress.ip_network(prefix)): max(int(mtus[m["host"]]), 1280 if ":" in prefix else 0)
         for m in members
         if m["client"] and mtus.get(m["host"])
         for prefix in _host_prefixes(m) + list(m.get("networks") or [])

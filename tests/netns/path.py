@@ -46,7 +46,7 @@ _ENDS = {
 }
 _WORKER = Path(__file__).with_name("path_worker.py")
 # Stand for what is measured: the roles' documents are worked out by Ansible, which takes seconds.
-_MTU, _INNER, _MSS = 1333, 1313, {4: 1111, 6: 1112}
+_MTU, _INNER, _INNER6, _MSS = 1333, 1313, 1323, {4: 1111, 6: 1112}
 # Where the modules write, besides /run: a host's own.
 _FOLDERS = """
 for folder in /etc/sysctl.d /var/lib; do mount -t tmpfs tmpfs $folder; done
@@ -147,6 +147,7 @@ class NarrowPath:
         ):
             end.mtu_bytes = mtu
             end.host.ip("link", "set", DEVICE, "mtu", str(mtu))
+            document = document.replace(str(_INNER6), str(max(1280, found["inner"])))
             for mark, name in ((_MTU, "mtu"), (_INNER, "inner"), (_MSS[4], "mss4"), (_MSS[6], "mss6")):
                 document = document.replace(str(mark), str(found[name]))
             self._workers[end.host.label].apply(json.loads(document))
@@ -209,7 +210,7 @@ def _client_document(clamped: bool, **variables: Any) -> str:
 
 @lru_cache
 def _server_document(narrow: bool) -> str:
-    mtus = {f"{Tunnel.client_addresses[4]}/32": _INNER, f"{Tunnel.client_addresses[6]}/128": _INNER}
+    mtus = {f"{Tunnel.client_addresses[4]}/32": _INNER, f"{Tunnel.client_addresses[6]}/128": _INNER6}
     return json.dumps(documents("server", server_client_mtus=mtus if narrow else {})["server"])
 
 

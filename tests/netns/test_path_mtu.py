@@ -140,6 +140,26 @@ def test_who_sends_too_much_is_told(path: NarrowPath, inner: int) -> None:
         assert told(sender, address, mtu) == 0
 
 
+def test_what_the_least_mtu_has_no_room_for(path: NarrowPath) -> None:
+    """A tunnel with IPv6 takes 1280, the path less: who may not be fragmented is told so over IPv4, and IPv6
+    goes in fragments, which the routers make or ask the sender for.
+    """
+    path.narrow(1280, path.outer == 6)
+    found = path.deploy()
+    assert found["mtu"] == 1280 > found["inner"] == (1216 if path.outer == 4 else 1200)
+    for sender, address in ((path.container, INTERNET[4]), (path.internet, Tunnel.client_addresses[4])):
+        assert told(sender, address, 1280) == found["inner"]
+        assert told(sender, address, found["inner"]) == 0
+    with path.accounted() as account:
+        for sender, address in ((path.container, INTERNET[6]), (path.internet, Tunnel.client_addresses[6])):
+            ping = sender.ping(
+                address, 5, size_bytes=1280 - ECHO_HEADERS[6], options=["-M", "do"], wait_s=0.5
+            )
+            # Over IPv6 the first one each way is what the router's message is about.
+            assert ping.received >= (5 if path.outer == 4 else 3)
+    assert account["cut"] > 0
+
+
 @pytest.mark.parametrize("inner", [4, 6])
 def test_tcp_of_others_is_clamped(path: NarrowPath, inner: int) -> None:
     """A container's connections fit although nobody on their way says what does."""

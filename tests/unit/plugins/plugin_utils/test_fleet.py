@@ -150,6 +150,12 @@ def test_where_peers_are_reached_without_ports() -> None:
     assert fleet.endpoint_hosts([*peers, {}]) == ["gate.example.net", "2001:db8::1", "198.51.100.7"]
 
 
+def test_ipv6_is_carried_up_to_its_least_mtu() -> None:
+    both = [member("c1", "10.86.0.2/16"), member("c2", "fd86::2/64", networks=["fd01::/64"])]
+    found = fleet.client_mtus(both, {"c1": 1216, "c2": 1216})
+    assert found == {"10.86.0.2/32": 1216, "fd86::2/128": 1280, "fd01::/64": 1280}
+
+
 def test_what_is_behind_a_client_is_reached_by_its_mtu() -> None:
     assert fleet.client_mtus(FLEET, {"c1": 1300, "s1": 1200, "c2": None}) == {
         prefix: 1300
