@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from culvert import cli
+from culvert import capture_command, cli
 from culvert.capture import MAX_CAPTURES, MAX_PENDING_BYTES
 from culvert.config import parse_config
 from culvert.control import listen, socket_path
@@ -234,12 +234,12 @@ def test_a_reader_that_never_reads_does_not_keep_its_place(
 # --- The command --------------------------------------------------------------------------------------------
 
 
-def command(directory: Path, *words: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+def command(
+    directory: Path, *words: str, stdout: int = subprocess.PIPE, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-m", "culvert", "capture", "cv1", "--socket-directory", str(directory), *words]
     environment = os.environ | {"PYTHONPATH": SRC}
-    return subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, env=environment
-    )
+    return subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, env=environment)
 
 
 def test_into_a_file_that_is_ours_alone(pair: tuple[Running, Running], tmp_path: Path) -> None:
@@ -310,6 +310,41 @@ def test_a_reader_that_leaves_ends_it_though_no_packet_comes(
     _, err = process.communicate(timeout=10)
     assert (process.returncode, err) == (0, b"")
     until(lambda: captures(tmp_path) == [])
+
+
+def test_an_input_that_closes_later_is_somebody_who_left(
+    pair: tuple[Running, Running], tmp_path: Path
+) -> None:
+    """As those in a container see it when ``docker exec -i`` was ended."""
+    process = command(tmp_path, "--seconds", "0", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    until(lambda: len(captures(tmp_path)) == 1)
+    process.stdin.write(b"not for us")
+    process.stdin.flush()
+    carry(pair, packet(1))
+    until(lambda: captures(tmp_path)[0]["packets"] == 1)
+    time.sleep(capture_command._INPUT_S)
+    process.stdin.close()
+    process.stdin = None
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (0, b"culvert: 1 packets, 172 bytes\n")
+    assert len(records(out)) == 1
+    until(lambda: captures(tmp_path) == [])
+
+
+def test_an_input_that_was_never_open_is_nobody_who_left(
+    pair: tuple[Running, Running], tmp_path: Path
+) -> None:
+    """``ssh -n``, ``docker exec -i … </dev/null``."""
+    process = command(tmp_path, "--packets", "1", "--seconds", "0", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.close()
+    process.stdin = None
+    until(lambda: len(captures(tmp_path)) == 1)
+    time.sleep(capture_command._INPUT_S)
+    carry(pair, packet(1))
+    out, _ = process.communicate(timeout=10)
+    assert [record.data for record in records(out)] == [packet(1)]
 
 
 def test_the_relay_goes_in_the_middle(pair: tuple[Running, Running], tmp_path: Path) -> None:

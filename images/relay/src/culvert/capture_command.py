@@ -10,8 +10,10 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -24,6 +26,8 @@ __all__ = ["capture"]
 _CONNECT_S = 5.0
 # After it was told to end, so long may a relay take to say how it ended.
 _GOODBYE_S = 5.0
+# Who starts us without an input closes it by then; whoever closes it later has gone away (see _Input).
+_INPUT_S = 1.0
 _PIECE = struct.Struct(">I")
 _MAX_PIECE_BYTES = 2**26
 _READ_BYTES = 1 << 18
@@ -69,6 +73,7 @@ class _Answer:
         self._path = path
         self._received = bytearray()
         self._is_ending = False
+        self._input = _Input()
 
     def ask(self, request: CaptureRequest) -> None:
         """:raises CulvertError: nobody is there, or it refuses."""
@@ -143,24 +148,59 @@ class _Answer:
 
     def _take(self, size: int, output: int) -> bytes:
         while len(self._received) < size:
-            self._wait(output)
+            if not self._wait(output):
+                continue
             if not self._more():
                 raise CulvertError("the relay went away; what was written is whole")
         taken = bytes(self._received[:size])
         del self._received[:size]
         return taken
 
-    def _wait(self, output: int) -> None:
-        """Until there is something to read, or nobody to write to."""
+    def _wait(self, output: int) -> bool:
+        """Whether there is something to read. :raises BrokenPipeError: there is nobody to write to."""
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         # For nothing but its end: a pipe that nobody reads any more is POLLERR.
         poll.register(output, 0)
+        if self._input.is_watched:
+            poll.register(0, select.POLLIN)
         ready = dict(poll.poll(_GOODBYE_S * 1000 if self._is_ending else None))
+        if 0 in ready and self._input.has_gone() and not self._is_ending:
+            self.end()
         if not ready and self._is_ending:
             raise CulvertError("the relay does not answer; what was written is whole")
         if ready.get(output, 0) & (select.POLLERR | select.POLLHUP):
             raise BrokenPipeError
+        return self._sock.fileno() in ready
+
+
+class _Input:
+    """Standard input, where it is a pipe: nothing is read from it, but its end may mean that nobody is there.
+
+    ``docker exec -i`` has one. When that command is ended, all that those inside its container notice is that
+    their input closes.
+    """
+
+    def __init__(self) -> None:
+        self._since_s = time.monotonic()
+        try:
+            mode = os.fstat(0).st_mode
+        except OSError:
+            mode = 0
+        self.is_watched = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+        if self.is_watched and select.select((0,), (), (), 0)[0]:
+            self.has_gone()
+
+    def has_gone(self) -> bool:
+        """For when there is something to read: whether that was the end of somebody who was there."""
+        try:
+            data = os.read(0, 1 << 16)
+        except OSError:
+            data = b""
+        if data:
+            return False
+        self.is_watched = False
+        return time.monotonic() - self._since_s > _INPUT_S
 
 
 def _write_all(output: int, data: bytes) -> None:
