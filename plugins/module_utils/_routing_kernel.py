@@ -122,6 +122,8 @@ class RoutingBackend(PlainBackend):
     def _add_rule(self, change: Change) -> None:
         with rtnetlink() as ipr, step(f"add {change.item}", ignore=(errno.EEXIST,)):
             ipr.rule("add", **_rule_arguments(change.data))
+            if change.data.version == 6 and change.data.suppress_prefixlength >= 0:
+                _forget_learned(ipr)
 
     def _remove_rule(self, change: Change) -> None:
         # The kernel deletes the first rule that matches what is said: all of it has to be said.
@@ -177,6 +179,25 @@ def observe(specs: Iterable[TableSpec]) -> Observation:
         ipv6_disabled=ipv6_disabled(),
     )
     return Observation(state, {rule: _unusual_arguments(message) for rule, message in pairs if rule.other})
+
+
+def _forget_learned(ipr: Any) -> None:
+    """Let the kernel forget what it has learned of the paths to single IPv6 addresses (their MTU, redirects).
+
+    It keeps that for ten minutes as routes of /128, which no ``suppress_prefixlength`` holds back
+    (fib6_rule_suppress in net/ipv6/fib6_rules.c): what went by the default route before would go on doing so.
+    """
+    for message in list(ipr.get_routes(family=FAMILIES[6])):
+        if message["flags"] & RTM_F_CLONED:
+            arguments = {
+                "family": FAMILIES[6],
+                "dst": f"{message.get_attr('RTA_DST')}/{message['dst_len']}",
+                "table": message.get_attr("RTA_TABLE") or message["table"],
+                "oif": message.get_attr("RTA_OIF"),
+                "flags": RTM_F_CLONED,
+            }
+            with step("let the kernel forget a path", ignore=(errno.ESRCH, errno.ENOENT)):
+                ipr.route("del", **arguments)
 
 
 def _index_of(ipr: Any, device: str) -> int:

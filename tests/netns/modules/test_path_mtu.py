@@ -104,6 +104,34 @@ def test_what_the_kernel_has_learned_of_a_silent_path_counts(host: Host) -> None
     assert found(unasked) == (1216, [("203.0.113.9", "route", 1300)])
 
 
+def test_what_was_learned_of_a_path_does_not_go_around_the_tunnel(host: Host, beyond: str) -> None:
+    """IPv6 keeps the MTU of a path as a route to a single address, which a rule's suppress_prefixlength does
+    not hold back.
+    """
+    host.sh(
+        "ip -6 route add default via 2001:db8::1; ip tuntap add culvert0 mode tun; ip link set culvert0 up"
+    )
+    for command in (
+        "link add narrow mtu 1300 type veth peer name nobody",
+        "addr add 2001:db8:9::1/64 dev narrow nodad",
+        "link set narrow up",
+        "link set nobody up",
+        "neigh add 2001:db8:9::9 lladdr 02:00:00:00:00:09 dev narrow",
+    ):
+        subprocess.run(["ip", "-n", beyond, *command.split()], check=True)
+    forward = ["sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"]
+    subprocess.run(["ip", "netns", "exec", beyond, *forward], check=True)
+    host.module("path_mtu", endpoints=["2001:db8:9::9"])
+    assert "mtu 1300" in host.run("ip", "-6", "route", "get", "2001:db8:9::9")
+    rules = [{"fwmark": 51820, "invert": True, "table": "main", "suppress_prefixlength": 0}]
+    rules.append({"fwmark": 51820, "invert": True})
+    routes = [{"destination": "::/0", "device": "culvert0"}]
+    options = {"name": "vpn", "id": 51820, "rule_priority": 31820, "rules": rules, "routes": routes}
+    assert host.module("routing_table", **options).changed
+    assert "dev culvert0" in host.run("ip", "-6", "route", "get", "2001:db8:9::9")
+    assert not host.module("routing_table", **options).changed
+
+
 def test_a_host_that_calls_nobody_has_what_its_default_routes_allow(host: Host, beyond: str) -> None:
     nothing = host.module("path_mtu")
     assert found(nothing) == (1420, [("", "assumed", 1500)])
