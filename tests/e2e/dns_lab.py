@@ -67,7 +67,7 @@ _UPLINK = {
 _STATE = {
     FILE: "stat -c '%A %U %G %s' /etc/resolv.conf; cat /etc/resolv.conf",
     RESOLVED: "readlink /etc/resolv.conf; cat /etc/resolv.conf /run/systemd/resolve/resolv.conf; "
-    "resolvectl dns; resolvectl domain; ls /run/systemd/resolve/netif 2>&1 || true",
+    "resolvectl dns; resolvectl domain; find /run/systemd/resolve/netif -type f 2>/dev/null || true",
     RESOLVCONF: "readlink /etc/resolv.conf; cat /etc/resolv.conf; "
     "cd /run/resolvconf; find . -type f -exec sha256sum {} + | sort",
 }
