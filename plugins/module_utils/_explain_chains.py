@@ -114,7 +114,10 @@ def _nftables(facts: Facts, hook: str, packet: Packet) -> Passage:
         place = f"{chain.family} {chain.table} {chain.name}"
         if verdict != "accept":
             by = f"nftables, table {chain.family} {chain.table}, chain {chain.name} (policy {chain.policy})"
-            return Passage(False, packet, by, f"nft insert rule {place}")
+            let_by = f"nft insert rule {place}"
+            if _nft_ruleset.verdict(facts.nft, chain, described(packet), generous=True) == "accept":
+                return Passage(None, packet, by, let_by, doubts=(f"{by} has rules that may let it pass",))
+            return Passage(False, packet, by, let_by)
         if hook == "POSTROUTING" and any(_translates(rule) for rule in chain.rules):
             translation, translated_by = "?", f"nftables, table {chain.family} {chain.table}, {chain.name}"
     return Passage(True, packet, translation=translation, translated_by=translated_by)

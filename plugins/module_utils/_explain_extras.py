@@ -17,7 +17,7 @@ from ._explain_chains import through
 from ._explain_facts import Ask, Facts, Stage, Way
 from ._explain_route import MEND, nowhere_near
 from ._explain_server import ELSEWHERE
-from ._fib import network_of
+from ._fib import REFUSING, network_of
 from ._netfilter_packet import ICMP, UDP, Packet
 
 _CLOCK_OFF_S = 60
@@ -126,6 +126,11 @@ def _ipv6(facts: Facts) -> Iterator[Stage]:
         yield Stage("IPv6", True, f"IPv6 past the tunnel is dropped: {passage.by}")
         return
     lost = [d.text for d in facts.drift if d.kind == "table" and "IPv6" in d.text]
+    if not lost and not _is_full(facts, 6, refusing=True):
+        yield Stage(
+            "IPv6", None, f"IPv6 leaves by {way.device}, and does not belong into this tunnel", "", fix
+        )
+        return
     yield Stage(
         "IPv6",
         False,
@@ -140,14 +145,18 @@ def _reasons(check: Mapping[str, Any]) -> str:
     return "".join(f"; {reason}" for reason in check.get("reasons", ())[:2])
 
 
-def _is_full(facts: Facts, version: int) -> bool:
-    """Whether the documents send everything into the tunnel."""
+def _is_full(facts: Facts, version: int, refusing: bool = False) -> bool:
+    """Whether the documents send everything into the tunnel.
+
+    :param refusing: or nowhere, as they do with a family that the tunnel does not have.
+    """
     halves = 0
     for document in facts.documents:
         for table in document.tables:
             for wished in table.routes if table.present else ():
                 route = wished.route
-                if route.version == version and route.device == facts.device.name:
+                kept = route.device == facts.device.name or (refusing and route.type in REFUSING)
+                if route.version == version and kept:
                     length = network_of(route.destination).prefixlen
                     halves += {0: 2, 1: 1}.get(length, 0)
     return halves >= 2

@@ -380,10 +380,13 @@ def _nameservers(unread: list[str]) -> Iterator[str]:
     from ._nameservers import configured
 
     try:
-        for address in configured().addresses:
-            yield str(address)
+        found = configured()
     except HostError as error:
         unread.append(str(error))
+        return
+    # Where systemd-resolved chooses by link, those of the uplink are there as well, and are not asked.
+    for address in () if found.per_link else found.addresses:
+        yield str(address)
 
 
 __all__ = ["Question", "Router", "explain", "gathered"]

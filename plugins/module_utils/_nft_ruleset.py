@@ -117,28 +117,34 @@ def parse(text: str) -> Ruleset:
     return Ruleset(chains, sets)
 
 
-def verdict(ruleset: Ruleset, chain: Chain, packet: Packet) -> str:
-    """What a base chain does with a packet: ``accept``, ``drop`` or ``reject``."""
-    return _walk(ruleset, chain, packet, 0) or chain.policy
+def verdict(ruleset: Ruleset, chain: Chain, packet: Packet, generous: bool = False) -> str:
+    """What a base chain does with a packet: ``accept``, ``drop`` or ``reject``.
+
+    :param generous: take rules that accept something, and of which it cannot be told whether they are about
+        the packet, to be about it.
+    """
+    return _walk(ruleset, chain, packet, 0, generous) or chain.policy
 
 
-def _walk(ruleset: Ruleset, chain: Chain, packet: Packet, depth: int) -> str:
+def _walk(ruleset: Ruleset, chain: Chain, packet: Packet, depth: int, generous: bool) -> str:
     """Empty when the chain's end was reached. The kernel allows sixteen jumps (NFT_JUMP_STACK_SIZE)."""
     for rule in chain.rules:
-        action, target = _action(ruleset, chain, rule, packet)
+        action, target = _action(ruleset, chain, rule, packet, generous)
         if action in ("accept", "drop", "reject"):
             return action
         if action == "return":
             return ""
         if action in ("jump", "goto") and depth < 16:
             to = ruleset.chains.get((chain.family, chain.table, target))
-            found = _walk(ruleset, to, packet, depth + 1) if to else ""
+            found = _walk(ruleset, to, packet, depth + 1, generous) if to else ""
             if found or action == "goto":
                 return found
     return ""
 
 
-def _action(ruleset: Ruleset, chain: Chain, rule: list[dict[str, Any]], packet: Packet) -> tuple[str, str]:
+def _action(
+    ruleset: Ruleset, chain: Chain, rule: list[dict[str, Any]], packet: Packet, generous: bool
+) -> tuple[str, str]:
     """What the rule does with the packet and, of a jump, where to. Empty when it is not about the packet."""
     certain, named = True, False
     kind: str
@@ -155,7 +161,8 @@ def _action(ruleset: Ruleset, chain: Chain, rule: list[dict[str, Any]], packet: 
             return _mapped(ruleset, chain, content, packet) if certain else ("", "")
         elif kind in _VERDICTS:
             target = content.get("target", "") if isinstance(content, dict) else ""
-            return (kind, target) if certain or (named and kind == "accept") else ("", "")
+            taken = certain or (kind == "accept" and (named or generous))
+            return (kind, target) if taken else ("", "")
         elif kind in ("xt", "limit", "quota", "ct count", ""):
             certain = False
     return "", ""

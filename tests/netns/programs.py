@@ -18,7 +18,7 @@ def own_programs(directory: Path) -> str:
         [
             f"mkdir -p {directory} {machines}",
             f"mount --bind {FOLDER} {machines}",
-            f"find {machines} -mindepth 1 -maxdepth 1 -exec ln -sf '{{}}' {directory} ';'",
+            f"find {machines} -mindepth 1 -maxdepth 1 ! -name culvert -exec ln -sf '{{}}' {directory} ';'",
             f"mount --bind {directory} {FOLDER}",
         ]
     )

@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
@@ -195,6 +198,39 @@ def test_ipv6_beside_the_tunnel() -> None:
     assert stage_of(held, "IPv6")["ok"] is True
     without = routing(vpn=(INTO,), main=(OUT, LAN, TUNNEL))
     assert cause_of(client(without)) is None
+    # A tunnel that is for IPv4 alone, says its document.
+    (table,) = CLIENT_DOCUMENT.params["tables"]
+    four = {**CLIENT_DOCUMENT.params, "tables": [{**table, "routes": table["routes"][:1]}]}
+    chosen = client(routing(vpn=(INTO,)), documents=(RELAY, Document.from_params(four)))
+    assert stage_of(chosen, "IPv6")["ok"] is None
+    assert cause_of(chosen) is None
+
+
+def test_a_containers_packet() -> None:
+    bridge = Route(4, "172.17.0.0/16", 0, device="docker0", protocol=2)
+    asked = client(routing(main=(OUT, LAN, TUNNEL, bridge)), source=ip_address("172.17.0.2"), answered=None)
+    assert explain_facts(asked)["ok"]
+    dropped = filtering("FORWARD", "-i docker0 -o culvert0 -j DROP")
+    assert_cause(replace(asked, tables=tables(dropped)), "output_dropped", "-i docker0 -o culvert0 -j DROP")
+    of_the_host = filtering("OUTPUT", "-j DROP")
+    assert explain_facts(replace(asked, tables=tables(of_the_host)))["stages"][4]["ok"] is True
+
+
+def test_a_run_without_a_change_loads_nothing_of_this() -> None:
+    program = (
+        "import sys\n"
+        "from ansible_collections.culvert.vpn.plugins.module_utils import _host_network, _network_change\n"
+        "names = [name.rpartition('.')[2] for name in sys.modules]\n"
+        "print([n for n in names if n.startswith(('_explain', '_netfilter', '_knock', '_command'))])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_the_clock() -> None:

@@ -98,7 +98,9 @@ def test_the_mark_is_another() -> None:
     relay = replace(relay_of(), fwmark=0)
     assert_cause(client(relay=relay, **SILENT), "mark_stripped", "no mark", f"{MARK:#x}")
     text = "*mangle\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -p udp -j MARK --set-xmark 0x7/0xffffffff\nCOMMIT\n"
-    assert_cause(client(tables=tables(text), **SILENT), "mark_stripped", "0x7 instead", "-A OUTPUT"[3:])
+    assert_cause(
+        client(tables=tables(text), **SILENT), "mark_stripped", "0x7 instead", "chain OUTPUT: -p udp"
+    )
     restored = text.replace("-j MARK", f"-m mark ! --mark {MARK:#x} -j MARK")
     assert cause_of(client(tables=tables(restored))) is None
 
@@ -192,6 +194,10 @@ def test_the_servers_own_firewall() -> None:
     assert_cause(server(tables=tables(policy)), "own_firewall", "the policy of chain INPUT is DROP")
     chain = Chain("inet", "f", "in", "input", "drop", ())
     assert_cause(server(nft=Ruleset({("inet", "f", "in"): chain})), "own_firewall", "table inet f, chain in")
+    friends = [{"xt": {"type": "match", "name": "recent"}}, {"accept": None}]
+    knocking = Chain("inet", "f", "in", "input", "drop", (friends,))
+    facts = server(nft=Ruleset({("inet", "f", "in"): knocking}))
+    assert stage_of(facts, "inbound port")["ok"] is None
     perhaps = NAT + filtering("INPUT", "-m set --match-set friends src -j ACCEPT", policy="DROP")
     assert stage_of(server(tables=tables(perhaps)), "inbound port")["ok"] is None
 
