@@ -149,7 +149,8 @@ def _loss(spec: ProbeSpec, found: Findings) -> _Judged:
         for target, facts in found.targets
         if facts.echo.loss > spec.loss_max
     ]
-    return not reasons, round(worst, 3), reasons
+    # A target may be listed by several addresses.
+    return not reasons, round(worst, 3), list(dict.fromkeys(reasons))
 
 
 def _egress(spec: ProbeSpec, found: Findings) -> _Judged:

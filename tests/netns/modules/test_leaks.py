@@ -187,6 +187,18 @@ def test_drift_is_told_and_a_clock_that_is_off(client: Host) -> None:
     assert "CULVERT-T" in changed["reasons"][0]
 
 
+def test_a_relay_that_ended_leaves_no_drift(client: Host) -> None:
+    device = {"name": "culvert1", "addresses": ["10.87.0.2/16"]}
+    assert client.module("host_network", name="10-test", confirm="never", devices=[device]).changed
+    relay = client.attach("culvert1", 0x5001)
+    relay.kill()
+    relay.wait()
+    found = checks(probe(client, drift=True))["drift"]
+    assert (found["ok"], found["reasons"]) == (True, [])
+    client.sh("ip addr del 10.87.0.2/16 dev culvert1")
+    assert checks(probe(client, drift=True))["drift"]["ok"] is False
+
+
 def test_a_target_may_be_left_out_where_the_device_lacks_its_family(client: Host) -> None:
     client.sh("ip -6 addr flush dev culvert0 scope global")
     targets = [{"address": "10.86.0.1"}, {"address": "fd86::1", "optional": True}]
