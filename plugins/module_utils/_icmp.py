@@ -79,16 +79,19 @@ def payload_of_reply(version: int, message: bytes, raw: bool) -> tuple[int, byte
 
 
 def ping(
-    version: int, source: str | None, addresses: list[str], count: int, timeout_s: float
+    version: int, source: str | None, addresses: list[str], count: int, timeout_s: float, mark: int = 0
 ) -> dict[str, Echo]:
     """``count`` rounds of one request to each address, each round at most ``timeout_s`` long.
 
     :param source: address to send from; ``None`` leaves it to the kernel.
+    :param mark: firewall mark of the requests, 0 for none.
     :raises HostError: no ICMP socket can be had, or ``source`` is not an address of the host.
     """
     echoes = {address: Echo(address) for address in addresses}
     connection, raw = _open(version)
     with connection:
+        if mark:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))
         if source:
             try:
                 connection.bind((source, 0))

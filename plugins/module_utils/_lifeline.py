@@ -113,11 +113,14 @@ class Lifeline:
         return {mark: path_to(self._peer, mark, self._local) for mark in self._marks}
 
     def _answers(self) -> bool:
+        # A kill switch holds back what is not marked; answers to the controller may be marked.
+        return any(self._echoes(mark) for mark in self._marks)
+
+    def _echoes(self, mark: int) -> bool:
         try:
             version = ipaddress.ip_address(self._peer).version
-            return bool(
-                ping(version, self._local or None, [self._peer], 1, _ECHO_TIMEOUT_S)[self._peer].round_trips_s
-            )
+            echoes = ping(version, self._local or None, [self._peer], 1, _ECHO_TIMEOUT_S, mark)
+            return bool(echoes[self._peer].round_trips_s)
         except (HostError, ValueError, OSError):
             return False
 
