@@ -168,6 +168,48 @@ def test_the_relay_has_no_more_privileges_than_it_needs(fleet: Fleet, deployed: 
     assert readonly.strip() == "true"
 
 
+def test_the_responder_has_no_privileges_and_is_on_the_tunnels_addresses(fleet: Fleet, deployed: str) -> None:
+    inspect = "docker inspect --format '{{.State.Pid}}' culvert-responder-culvert0"
+    status = fleet.shell(SERVER, f"cat /proc/$({inspect})/status")
+    fields = dict(re.findall(r"^(\w+):\s+(.*)$", status, flags=re.M))
+    assert fields["Uid"].split() == ["51820"] * 4
+    assert {fields[f"Cap{kind}"] for kind in ("Eff", "Prm", "Inh", "Bnd", "Amb")} == {"0" * 16}
+    assert fields["NoNewPrivs"] == "1"
+    addresses = fleet.shell(SERVER, "ip -o addr show dev culvert0 scope global | awk '{print $4}'").split()
+    listening = fleet.shell(SERVER, "ss -Hlntu sport = :51821 | awk '{print $5}'").split()
+    expected = {address.partition("/")[0] for address in addresses}
+    assert {entry.rpartition(":")[0].strip("[]") for entry in listening} == expected
+    for address in expected:
+        url = f"http://{f'[{address}]' if ':' in address else address}:51821"
+        seen = fleet.shell(CLIENT1, f"curl -sg --max-time 20 {url}/").strip()
+        assert seen in fleet.shell(CLIENT1, "ip -o addr show dev culvert0")
+        assert (
+            fleet.shell(CLIENT1, f"curl -sg --max-time 20 {url}/bytes/1000000 | wc -c").strip() == "1000000"
+        )
+
+
+def test_a_capture_comes_out_of_the_container(fleet: Fleet, deployed: str) -> None:
+    """And is over when the command that asked for it is, however that ended."""
+    show = "docker exec culvert-culvert0 culvert show culvert0"
+    command = "culvert capture culvert0 --filter 'proto icmp and out' --packets 2"
+    address = fleet.shell(SERVER, "ip -4 -o addr show dev culvert0 | awk '{print $4}'").partition("/")[0]
+    script = f"""
+        {command} > /tmp/seen.pcap & capture=$!
+        for i in $(seq 50); do {show} | grep -q 'capture: running' && break; sleep 0.1; done
+        ping -c 3 -W 2 {address} > /dev/null; wait $capture; stat -c %s /tmp/seen.pcap; rm /tmp/seen.pcap
+    """
+    assert fleet.shell(CLIENT1, script).strip() == str(24 + 2 * (16 + 84))
+    script = f"""
+        sleep 30 | culvert capture culvert0 --seconds 0 > /dev/null &
+        for i in $(seq 100); do {show} | grep -q 'capture: running' && break; sleep 0.1; done
+        sleep 2; {show} | grep 'capture: running' || exit 1
+        kill -TERM $(pgrep -f '[d]ocker exec -i culvert-culvert0 culvert capture')
+        for i in $(seq 50); do {show} | grep -q 'capture: running' || break; sleep 0.1; done
+        {show} | grep -c 'capture: running'; true
+    """
+    assert fleet.shell(CLIENT1, script).strip().splitlines()[-1] == "0"
+
+
 def test_no_private_key_leaves_its_host(fleet: Fleet, deployed: str, tmp_path: Path) -> None:
     keys = [fleet.shell(host, "cat /etc/culvert/culvert0.key").strip() for host in HOSTS]
     assert all(re.fullmatch(r"[A-Za-z0-9+/]{43}=", key) for key in keys)
