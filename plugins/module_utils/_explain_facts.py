@@ -105,6 +105,7 @@ class Facts:
     :ivar unread: what could not be looked at, in words.
     :ivar relay_problem: why the relay says nothing; empty when it does, or when none is there.
     :ivar container: the state of the relay's container, in words; empty when there is none to be seen.
+    :ivar container_name: its name, empty when it is not known.
     :ivar neighbours: state of the kernel's neighbour entry, by address, such as ``FAILED``.
     :ivar knocks: by endpoint.
     :ivar answered: whether an echo request to the destination was answered; ``None`` when none was sent.
@@ -131,6 +132,7 @@ class Facts:
     rejections: tuple[Rejection, ...] | None = None
     relay_problem: str = ""
     container: str = ""
+    container_name: str = ""
     relay_uid: int | None = None
     sysctls: Mapping[str, str] = field(default_factory=dict)
     neighbours: Mapping[str, str] = field(default_factory=dict)

@@ -158,13 +158,15 @@ def _with_relay(facts: Facts, question: Question, run: Runner, ipr: Any) -> Fact
     if relay is not None:
         relay = query(path) or relay
         heard = bool(peer and _received(relay, peer) > peer.rx_bytes)
+    container, container_name = ("", "") if relay is not None else _container(run, facts.device.name)
     ahead_s = None if question.reference_time_s is None else time.time() - question.reference_time_s
     return replace(
         facts,
         relay=relay,
         heard=heard,
         rejections=rejections(path) if relay is not None else None,
-        container="" if relay is not None else _container(run, facts.device.name),
+        container=container,
+        container_name=container_name,
         neighbours=_neighbours(ipr),
         now_s=time.time(),
         clock_ahead_s=ahead_s,
@@ -365,15 +367,16 @@ def _neighbours(ipr: Any) -> dict[str, str]:
     return found
 
 
-def _container(run: Runner, name: str) -> str:
+def _container(run: Runner, interface: str) -> tuple[str, str]:
+    """The state of the relay's container, in words, and its name."""
     try:
         containers = _relay_container.look(run)
     except HostError as error:
-        return str(error)
-    found = _relay_container.of_interface(containers, name)
+        return str(error), ""
+    found = _relay_container.of_interface(containers, interface)
     if found:
-        return str(found)
-    return f"there is no container for {name}" if _relay_container.engine() else ""
+        return str(found), found.name
+    return (f"there is no container for {interface}" if _relay_container.engine() else ""), ""
 
 
 def _nameservers(unread: list[str]) -> Iterator[str]:

@@ -100,7 +100,7 @@ def _relay_mark(facts: Facts, mark: int) -> Stage:
         f"the relay gives its own packets {given}, and the rules that keep them outside of the tunnel ask "
         f"for {wished:#x}",
         "mark_stripped",
-        f"set it again (wg set {facts.device.name} fwmark {wished:#x}), and look who changed it",
+        f"set it again (wg set {facts.device.name} fwmark {wished:#x}, or the play), and look who changed it",
     )
 
 

@@ -19,7 +19,8 @@ REJECT_AFTER_TIME_S = 180
 
 def relay_stage(facts: Facts) -> Stage:
     name = facts.device.name
-    start = f"start its container: docker start culvert-{name} (why it ended: docker logs culvert-{name})"
+    named = facts.container_name or f"culvert-{name}"
+    start = f"start its container: docker start {named} (why it ended: docker logs {named})"
     container = f"; {facts.container}" if facts.container else ""
     if not facts.device.carrier:
         return Stage(

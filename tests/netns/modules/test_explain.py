@@ -187,6 +187,21 @@ def test_the_cause_on_the_server(
     pair.await_tunnel()
 
 
+def test_what_somebody_changed_is_told_even_if_it_stops_nothing(pair: Pair) -> None:
+    commands = (
+        "sysctl -qw net.ipv4.conf.all.src_valid_mark=0",
+        "iptables -t mangle -I CULVERT-PREROUTING -p esp",
+    )
+    with broken(pair.client, *commands):
+        found = pair.explain(pair.client, OUTSIDE)
+    assert found["ok"], found
+    (told,) = [stage["text"] for stage in found["stages"] if stage["stage"] == "as deployed"]
+    assert "net.ipv4.conf.all.src_valid_mark is 0, and was 1" in told
+    assert "chain CULVERT-PREROUTING in mangle (ipv4)" in told
+    healed = pair.explain(pair.client, OUTSIDE)
+    assert "as deployed" not in [stage["stage"] for stage in healed["stages"]]
+
+
 def test_wrong_keys(pair: Pair) -> None:
     wrong = Key().public
     with restarted(pair):

@@ -49,6 +49,8 @@ def test_the_relay_is_down() -> None:
     idle = Device("culvert0", True, True, False, 1420, ("10.86.0.2",))
     container = "its container culvert-culvert0 is exited (status 137, since yesterday)"
     assert_cause(client(device=idle, relay=None, container=container), "relay_down", "no carrier", "137")
+    named = client(device=idle, relay=None, container_name="my-relay")
+    assert "docker start my-relay" in cause_of(named)["fix"]
     assert_cause(client(relay=None), "relay_down", "control socket")
     assert stage_of(client(relay=None, relay_problem="it hangs"), "tunnel device")["ok"] is None
 
