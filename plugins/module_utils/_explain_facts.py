@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from . import _probe
 from ._drift import Drift
 from ._fib import Address
 from ._forecast import Routing
@@ -189,14 +190,7 @@ class Stage:
 
 def owner_of(address: Address, relay: Relay | None) -> Peer | None:
     """The peer whose allowed IPs hold the address by the longest prefix (WireGuard paper, section 2)."""
-    best: tuple[int, Peer] | None = None
-    for peer in relay.peers if relay else ():
-        for text in peer.allowed_ips:
-            network = ipaddress.ip_network(text, strict=False)
-            inside = network.version == address.version and address in network
-            if inside and (best is None or network.prefixlen > best[0]):
-                best = (network.prefixlen, peer)
-    return best[1] if best else None
+    return _probe.owner_of(address, relay) if relay else None
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int]:
