@@ -4,10 +4,10 @@
 
 Layers, each importing only downwards::
 
-    cli                                        the command
+    cli, show, capture_command, respond        the commands
     loop, control, resolve, relay              the process: sockets, signals, names
     tun, transport, privileges                 Linux devices and sockets, with in-memory twins
-    uapi, config, update                       text in, a wanted change out
+    uapi, about, config, update, capture       text in, a wanted change out; what is told about
     device, handshake, peer                    the sans-I/O engine: time is an argument, never read
     batch, keypair, timers                     sealing and opening runs of packets, session keys, deadlines
     noise, cookie, replay, rejections, ...     leaf ideas, one file each
