@@ -72,14 +72,14 @@ _UPLINK_SERVICE = """Type=oneshot
 RemainAfterExit=yes
 ExecStart=/sbin/ip route replace default via {v4}
 ExecStart=/sbin/ip -6 route replace default via {v6}"""
-# When each look began and ended, and whether the jump was there in either family.
-_WATCH = """#!/bin/sh
-while :; do
-    begun=$(date +%s.%N)
-    four=$(iptables -t mangle -S POSTROUTING | grep -c CULVERT-KILLSWITCH)
-    six=$(ip6tables -t mangle -S POSTROUTING | grep -c CULVERT-KILLSWITCH)
-    echo "$begun $(date +%s.%N) $four $six" >>/var/lib/leaks/watch
-    sleep 0.2
+# When each look began and ended, and whether the jump was there in both families.
+_WATCH = """
+while sleep 0.2; do
+    begun=$EPOCHREALTIME there=1
+    for tool in iptables ip6tables; do
+        case $($tool -t mangle -S POSTROUTING) in *CULVERT-KILLSWITCH*) ;; *) there=0 ;; esac
+    done
+    echo "$begun $EPOCHREALTIME $there" >>/var/lib/leaks/watch
 done
 """
 _ENGINE = {"ipv6": True, "fixed-cidr-v6": "fd00:5eed::/64", "experimental": True, "ip6tables": True}
@@ -251,7 +251,7 @@ class LeakLab:
         self._write(CLIENT, f"{STATE}/watch.sh", _WATCH)
         service = _UPLINK_SERVICE.format(v4=gateway[4], v6=gateway[6])
         self._install(CLIENT, "lab-uplink", service, before="network.target")
-        self._install(CLIENT, "leak-watch", f"ExecStart=/bin/sh {STATE}/watch.sh")
+        self._install(CLIENT, "leak-watch", f"ExecStart=/bin/bash {STATE}/watch.sh")
         self._install(CLIENT, "leak-traffic", f"ExecStart=/usr/bin/python3 {PROGRAM} {STATE}/host.json")
         fleet.shell(CLIENT, _CONTAINER, timeout_s=120)
 
@@ -275,11 +275,11 @@ class LeakLab:
             if min(made) >= count:
                 return
             assert time.monotonic() < deadline, f"the client does not try any more: {now}"
-            time.sleep(0.2)
+            time.sleep(0.3)
 
     def looks(self) -> list[Look]:
         lines = [line.split() for line in self.fleet.shell(CLIENT, f"cat {STATE}/watch").splitlines()]
-        return [Look(float(begun), float(ended), four == six == "1") for begun, ended, four, six in lines]
+        return [Look(float(begun), float(ended), there == "1") for begun, ended, there in lines]
 
     def forget_connections(self) -> None:
         """Have the client's connection tracking begin anew, so that every connection is older than it."""

@@ -86,10 +86,11 @@ def evidence(lab: LeakLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     bridge.stop()
 
 
-def play(lab: LeakLab, playbook: str, server: str = SERVER) -> Run:
+def play(lab: LeakLab, playbook: str, *arguments: str, server: str = SERVER) -> Run:
     """Run a playbook with the kill switch on; the first server is in the inventory only if it is used."""
     run = lab.fleet.play(
         playbook,
+        *arguments,
         inventory=None if server == SERVER else lab.without_first,
         client_server=server,
         client_kill_switch=True,
@@ -167,7 +168,7 @@ def server_gone(lab: LeakLab) -> Iterator[None]:
 
 @contextmanager
 def failover(lab: LeakLab) -> Iterator[None]:
-    play(lab, SITE, SERVER2)
+    play(lab, SITE, server=SERVER2)
     yield
     await_tunnel(lab, SERVER2)
 
@@ -229,7 +230,7 @@ def test_nothing_leaves(evidence: Evidence, phase: Phase) -> None:
 def test_teardown(evidence: Evidence) -> None:
     """Nothing before the kill switch itself is gone, then everything as before."""
     lab, begun = evidence.lab, evidence.judged_until
-    play(lab, TEARDOWN, SERVER2)
+    play(lab, TEARDOWN, "--limit", CLIENT, server=SERVER2)
     looks = [look for look in lab.looks() if look.begun > begun]
     there = [look for look in looks if look.there]
     assert there
