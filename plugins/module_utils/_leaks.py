@@ -215,7 +215,7 @@ def listening(inside: Sequence[str], container_devices: Sequence[str]) -> Iterat
 
 def random_word() -> str:
     """Sixteen lower-case letters: a label of a name, and unlikely in anybody else's packet."""
-    return "".join(secrets.choice(string.ascii_lowercase) for _ in range(16))
+    return "".join(secrets.choice(string.ascii_lowercase) for _n in range(16))
 
 
 def trial_to(target: Address, uplink: str = "") -> Trial:

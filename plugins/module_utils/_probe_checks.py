@@ -61,7 +61,7 @@ class Findings:
     @property
     def reached(self) -> bool:
         """Whether anything at all came back through the tunnel."""
-        return any(facts.echo.round_trips_s for _, facts in self.targets)
+        return any(facts.echo.round_trips_s for _target, facts in self.targets)
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ def _handshake(spec: ProbeSpec, found: Findings) -> _Judged:
 def _round_trip(spec: ProbeSpec, found: Findings) -> _Judged:
     if not found.targets:
         return _UNASKED
-    times_s = [time_s for _, facts in found.targets for time_s in facts.echo.round_trips_s]
+    times_s = [time_s for _target, facts in found.targets for time_s in facts.echo.round_trips_s]
     reasons: list[str] = []
-    for _, facts in found.targets:
+    for _target, facts in found.targets:
         reasons += _probe.reasons_of_target(facts, found.device, found.relay, found.now_s)
         if not facts.echo.round_trips_s and not reasons:
             reasons.append(f"{facts.address} does not answer")
@@ -140,7 +140,7 @@ def _round_trip(spec: ProbeSpec, found: Findings) -> _Judged:
 def _loss(spec: ProbeSpec, found: Findings) -> _Judged:
     if not found.targets:
         return _UNASKED
-    worst = max(facts.echo.loss for _, facts in found.targets)
+    worst = max(facts.echo.loss for _target, facts in found.targets)
     if spec.loss_max is None:
         return None, round(worst, 3), ()
     reasons = [

@@ -123,7 +123,9 @@ def _through_the_responder(
 def _echoed_sizes(spec: ProbeSpec, found: Findings) -> _responder.PathMtu | None:
     """Without a responder: the largest echo to the first target that answers at all, both ways at once."""
     reached = [
-        facts.address for _, facts in found.targets if facts.echo.round_trips_s and not facts.route.local
+        facts.address
+        for _target, facts in found.targets
+        if facts.echo.round_trips_s and not facts.route.local
     ]
     if not spec.path_mtu or not found.mtu_bytes or not reached:
         return None

@@ -86,7 +86,7 @@ def test_who_is_in_charge(state: ResolverState, layers: list[str]) -> None:
 
 @pytest.mark.parametrize("original", [PLAIN, ResolvConf(), UPLINKS, STUB, replace(PLAIN, mounted=True)])
 def test_the_file_is_replaced_once_and_comes_back_as_it_was(original: ResolvConf) -> None:
-    state, _ = led(SPEC, ResolverState(original))
+    state, _warnings = led(SPEC, ResolverState(original))
     assert state.file.content == SPEC.text
     assert actions(SPEC, state) == []
     state, warnings = led(GONE, state)
@@ -99,22 +99,22 @@ def test_the_record_is_written_before_the_file() -> None:
 
 
 def test_another_wish_keeps_what_was_there_first() -> None:
-    state, _ = led(SPEC, ResolverState(PLAIN))
-    state, _ = led(replace(SPEC, servers=("10.86.0.9",)), state)
+    state, _warnings = led(SPEC, ResolverState(PLAIN))
+    state, _warnings = led(replace(SPEC, servers=("10.86.0.9",)), state)
     assert "10.86.0.9" in (state.file.content or "")
     assert led(GONE, state)[0].file == PLAIN
 
 
 def test_what_somebody_writes_over_it_is_replaced_and_is_what_comes_back() -> None:
-    state, _ = led(SPEC, ResolverState(PLAIN))
+    state, _warnings = led(SPEC, ResolverState(PLAIN))
     theirs = ResolvConf("file", "nameserver 198.51.100.99\n")
-    state, _ = led(SPEC, replace(state, file=theirs))
+    state, _warnings = led(SPEC, replace(state, file=theirs))
     assert state.file.content == SPEC.text
     assert led(GONE, state)[0].file == theirs
 
 
 def test_what_somebody_wrote_over_it_is_left_when_it_goes() -> None:
-    state, _ = led(SPEC, ResolverState(PLAIN))
+    state, _warnings = led(SPEC, ResolverState(PLAIN))
     theirs = ResolvConf("file", "nameserver 198.51.100.99\n")
     state, warnings = led(GONE, replace(state, file=theirs))
     assert (state.file, state.record) == (theirs, {})
@@ -122,7 +122,7 @@ def test_what_somebody_wrote_over_it_is_left_when_it_goes() -> None:
 
 
 def test_ours_without_a_record_is_not_taken_for_the_original() -> None:
-    state, _ = led(SPEC, ResolverState(OURS))
+    state, _warnings = led(SPEC, ResolverState(OURS))
     state, warnings = led(GONE, state)
     assert state.file == OURS
     assert "not on record" in warnings[0]
@@ -130,7 +130,7 @@ def test_ours_without_a_record_is_not_taken_for_the_original() -> None:
 
 def test_systemd_resolved_gets_all_names_on_the_device() -> None:
     state = ResolverState(STUB, resolved="active")
-    plan, _ = _resolver.plan(SPEC, state)
+    plan, _warnings = _resolver.plan(SPEC, state)
     assert [change.action for change in plan] == ["record", "resolved"]
     assert plan[1].data == ("culvert0", ("10.86.0.1",), ("~.", "office.example"))
     done = replace(state, record=plan[0].data, link=LINKED)
@@ -143,7 +143,7 @@ def test_systemd_resolved_gets_all_names_on_the_device() -> None:
 
 def test_an_entry_of_resolvconf() -> None:
     state = ResolverState(DYNAMIC, resolvconf=True, entries={"eth0.dhclient": "nameserver 198.51.100.53\n"})
-    plan, _ = _resolver.plan(SPEC, state)
+    plan, _warnings = _resolver.plan(SPEC, state)
     assert [change.action for change in plan] == ["record", "entry"]
     assert plan[1].data == ("tun.culvert0", SPEC.entry)
     entries = {**state.entries, "tun.culvert0": "search office.example\nnameserver 10.86.0.1\n"}
@@ -169,7 +169,7 @@ def test_an_address_that_resolvconf_writes_its_way() -> None:
 
 
 def test_a_mechanism_that_is_the_hosts_no_more_is_undone() -> None:
-    state, _ = led(SPEC, ResolverState(PLAIN))
+    state, _warnings = led(SPEC, ResolverState(PLAIN))
     installed = replace(state, file=STUB, resolved="active")
     plan, warnings = _resolver.plan(SPEC, installed)
     assert [change.action for change in plan] == ["record", "resolved", "record"]
@@ -180,7 +180,7 @@ def test_a_mechanism_that_is_the_hosts_no_more_is_undone() -> None:
 
 
 def test_name_servers_of_another_tunnel_stay() -> None:
-    state, _ = led(SPEC, ResolverState(PLAIN))
+    state, _warnings = led(SPEC, ResolverState(PLAIN))
     assert actions(ResolverSpec("culvert9", present=False), state) == []
     assert actions(ResolverSpec("culvert0", present=False), state) == ["restore", "record"]
 
@@ -263,5 +263,5 @@ def test_name_servers_cannot_cut_a_host_off() -> None:
         raise AssertionError(words)
 
     part = Part("resolver", "resolver", ResolverBackend(SPEC, no_command))
-    plan, _ = _resolver.plan(SPEC, ResolverState(PLAIN))
+    plan, _warnings = _resolver.plan(SPEC, ResolverState(PLAIN))
     assert risky([replace(change, data=Step(part, change)) for change in plan]) == []
