@@ -24,6 +24,7 @@ from typing import Any
 
 from tests.netns.endpoints import FWMARK, REPOSITORY
 from tests.netns.lab import Host, Lab, LabError
+from tests.netns.programs import own_programs
 from tests.netns.topology import Tunnel, bracketed, make_tunnel
 from tests.role_documents import documents
 
@@ -48,9 +49,10 @@ _WORKER = Path(__file__).with_name("path_worker.py")
 # Stand for what is measured: the roles' documents are worked out by Ansible, which takes seconds.
 _MTU, _INNER, _INNER6, _MSS = 1333, 1313, 1323, {4: 1111, 6: 1112}
 # Where the modules write, besides /run: a host's own.
-_FOLDERS = """
-for folder in /etc/sysctl.d /var/lib; do mount -t tmpfs tmpfs $folder; done
+_FOLDERS = f"""
+for folder in /etc/sysctl.d /var/lib /usr/local/lib; do mount -t tmpfs tmpfs $folder; done
 cp -r /etc/iproute2 /run/iproute2 && mount --bind /run/iproute2 /etc/iproute2
+{own_programs(Path("/run/programs"))}
 """
 # Counters of what was too large, in /proc/net/snmp and /proc/net/snmp6.
 _LOST = ("Ip.FragFails", "Ip.ReasmFails", "Ip6FragFails", "Ip6InTooBigErrors", "Ip6ReasmFails")
