@@ -105,7 +105,7 @@ def path_mtu(responder: Responder, full_bytes: int, timeout_s: float) -> PathMtu
     overhead = OVERHEAD_BYTES[responder.address.version]
     found = {"to": 0, "from": 0}
     sizes: Iterable[int] = (full_bytes, _SMALLEST_BYTES)
-    for _round in range(_ROUNDS):
+    for _attempt in range(_ROUNDS):
         for way, size in _round(responder, sizes, overhead, timeout_s):
             found[way] = max(found[way], size)
         if min(found.values()) >= full_bytes:
