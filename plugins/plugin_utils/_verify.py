@@ -109,9 +109,10 @@ def _unknown(probe: Mapping) -> dict[str, str] | None:
     if probe.get("unreachable"):
         return _cause_of("connection", f"Ansible cannot reach it: {message}", "connect to it by hand")
     if not probe.get("checks"):
-        return _cause_of(
-            "probe", f"it could not be looked at: {message or probe.get('reasons') or 'no result'}"
-        )
+        # Of a module that broke down, the line that says by what.
+        trace = str(probe.get("exception") or probe.get("module_stderr") or "").strip().splitlines()
+        why = message or "; ".join(probe.get("reasons") or trace[-1:]) or "no result"
+        return _cause_of("probe", f"it could not be looked at: {why}")
     return None
 
 

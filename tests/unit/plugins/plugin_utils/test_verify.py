@@ -162,6 +162,8 @@ def test_hosts_of_which_nothing_is_known() -> None:
     failed = judged({"failed": True, "msg": "pyroute2 is missing"})
     assert failed["verdict"] == "FAIL"
     assert "pyroute2 is missing" in failed["says"]
+    broken = judged({"failed": True, "exception": "Traceback ...\n  File ...\nTypeError: nobody"})
+    assert "TypeError: nobody" in broken["says"]
 
 
 def test_the_table_has_what_was_asked_of_any_host() -> None:
