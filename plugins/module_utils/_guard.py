@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 import time
@@ -70,10 +71,21 @@ def _apply(transaction: Transaction) -> None:
     if _pending.items_of(plan) != transaction.items:
         raise HostError("somebody changed this host's network after the plan was made; run the play again")
     network.rehearse(plan)
-    watch = (
-        Lifeline(transaction.controller, transaction.next.fwmark, transaction.local) if risky(plan) else None
-    )
-    execute(transaction, network, plan, watch)
+    execute(transaction, network, plan, _watch(transaction) if risky(plan) else None)
+
+
+def _watch(transaction: Transaction) -> Lifeline:
+    """With the mark only where the document gives it to answers: a way that is open to marked packets is of
+    no use to others.
+    """
+    from ._forecast import answer_mark
+
+    peer, local = transaction.controller, transaction.local
+    mark = 0
+    if peer and local:
+        addresses = ipaddress.ip_address(peer), ipaddress.ip_address(local)
+        mark = answer_mark(transaction.next.chains, *addresses, "")
+    return Lifeline(peer, mark, local)
 
 
 def rollback(identifier: str) -> int:
