@@ -311,10 +311,14 @@ def _path_mtu(spec: ProbeSpec, found: Findings) -> _Judged:
     value = f"to {path.to_bytes}, from {path.from_bytes} of {full} bytes"
     if not path.to_bytes and not path.from_bytes:
         return None, None, ["no packet of any size was answered, so nothing can be said of their size"]
-    ways = {"to the server": path.to_bytes, "from the server": path.from_bytes}
-    short = {way: size for way, size in ways.items() if size < full}
-    if not short:
+    if path.is_whole:
         return True, value, ()
+    ways = {
+        "to the server": (path.to_bytes, full),
+        "from the server": (path.from_bytes, path.full_from_bytes),
+    }
+    short = {way: size for way, (size, wanted) in ways.items() if size < wanted}
+    full = max(ways[way][1] for way in short)
     least = min(size for size in short.values())
     passed = f"packets of {least} bytes do" if least else "smaller ones neither"
     reason = (

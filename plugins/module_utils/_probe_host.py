@@ -131,7 +131,8 @@ def _echoed_sizes(spec: ProbeSpec, found: Findings) -> _responder.PathMtu | None
         return None
     search = Search(found.mtu_bytes, min(_ECHO_MIN_BYTES, found.mtu_bytes))
     search_path(str(reached[0]), 0, search)
-    return _responder.PathMtu(found.mtu_bytes, search.best, search.best)
+    # Who is told what the path takes can keep to it: only what vanishes without a word is a hole.
+    return _responder.PathMtu(search.ceiling, search.best, search.best)
 
 
 def _changed(spec: ProbeSpec, found: Findings, run: Runner, trouble: dict[str, str]) -> dict[str, Any]:

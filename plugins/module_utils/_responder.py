@@ -21,7 +21,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable
 
 from ._probe_spec import Responder
@@ -67,11 +67,25 @@ class PathMtu:
     """The largest packets, headers included, that passed each way; 0 for none at all.
 
     :ivar full_bytes: what should pass.
+    :ivar refused_bytes: the smallest of those that the other side's own device does not take, as its MTU is
+        less than ours; 0 for none. Who sends more is told so there, so it need not pass.
     """
 
     full_bytes: int
     to_bytes: int = 0
     from_bytes: int = 0
+    refused_bytes: int = 0
+
+    @property
+    def full_from_bytes(self) -> int:
+        """What should pass from the other side, of the sizes that were tried."""
+        if not self.refused_bytes:
+            return self.full_bytes
+        return max((size for size in _sizes(self.full_bytes) if size < self.refused_bytes), default=0)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.to_bytes >= self.full_bytes and self.from_bytes >= self.full_from_bytes
 
 
 @dataclass(frozen=True)
@@ -103,21 +117,32 @@ def path_mtu(responder: Responder, full_bytes: int, timeout_s: float) -> PathMtu
     :param full_bytes: the tunnel device's MTU.
     """
     overhead = OVERHEAD_BYTES[responder.address.version]
-    found = {"to": 0, "from": 0}
+    path = PathMtu(full_bytes)
     sizes: Iterable[int] = (full_bytes, _SMALLEST_BYTES)
     for _attempt in range(_ROUNDS):
         for way, size in _round(responder, sizes, overhead, timeout_s):
-            found[way] = max(found[way], size)
-        if min(found.values()) >= full_bytes:
+            if way == "to":
+                path = replace(path, to_bytes=max(path.to_bytes, size))
+            elif way == "from":
+                path = replace(path, from_bytes=max(path.from_bytes, size))
+            else:
+                path = replace(path, refused_bytes=min(path.refused_bytes or size, size))
+        if path.is_whole:
             break
-        sizes = (full_bytes, *(size for size in _LADDER_BYTES if size < full_bytes), _SMALLEST_BYTES)
-    return PathMtu(full_bytes, found["to"], found["from"])
+        sizes = _sizes(full_bytes)
+    return path
+
+
+def _sizes(full_bytes: int) -> tuple[int, ...]:
+    return (full_bytes, *(size for size in _LADDER_BYTES if size < full_bytes), _SMALLEST_BYTES)
 
 
 def _round(
     responder: Responder, sizes: Iterable[int], overhead: int, timeout_s: float
 ) -> list[tuple[str, int]]:
-    """The sizes that were answered, each with the way that they went. Ends early when all were."""
+    """The sizes that were answered, each with the way that they went, or ``refused``: the other side's own
+    device takes less. Ends early when all were.
+    """
     waiting: dict[bytes, tuple[str, int]] = {}
     passed: list[tuple[str, int]] = []
     with _datagrams(responder) as connection:
@@ -142,8 +167,12 @@ def _round(
             if len(reply) >= _HEADER.size:
                 magic, token, arrived = _HEADER.unpack_from(reply)
                 way, size = waiting.get(token, ("", 0))
-                if magic == _REPLY and way and (arrived if way == "to" else len(reply)) == size - overhead:
+                if magic != _REPLY or not way:
+                    continue
+                if (arrived if way == "to" else len(reply)) == size - overhead:
                     passed.append(waiting.pop(token))
+                elif way == "from" and len(reply) == _HEADER.size:
+                    passed.append(("refused", waiting.pop(token)[1]))
     return passed
 
 

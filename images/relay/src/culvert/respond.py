@@ -24,7 +24,7 @@ from .allowedips import Network
 from .errors import CulvertError
 from .privileges import drop_to, harden, parse_user
 from .ratelimit import SourceLimiter
-from .responder import DEFAULT_PORT, BadRequest, Request, head, parse_request, udp_reply
+from .responder import DEFAULT_PORT, UDP_HEAD_BYTES, BadRequest, Request, head, parse_request, udp_reply
 
 __all__ = ["RespondOptions", "parse_listen", "respond"]
 
@@ -185,11 +185,16 @@ class Responder:
             if reply is None or not self._is_allowed(address[0]):
                 continue
             if self._replies.allow(address[0].encode("ascii"), now):
-                try:
-                    sock.sendto(reply, address)
-                except OSError:
-                    # Too long for the way, which is an answer too; or there is no way.
-                    continue
+                _send(sock, reply, address)
+
+
+def _send(sock: socket.socket, reply: bytes, address: tuple[object, ...]) -> None:
+    try:
+        sock.sendto(reply, address)
+    except OSError as error:
+        # Longer than our own device takes. Said, for else it would look as if the reply got lost on the way.
+        if error.errno == errno.EMSGSIZE and len(reply) > UDP_HEAD_BYTES:
+            _send(sock, reply[:UDP_HEAD_BYTES], address)
 
 
 async def _converse(host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

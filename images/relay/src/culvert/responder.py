@@ -10,7 +10,7 @@ TCP is HTTP/1.1 (RFC 9112), one request to a connection::
 
 UDP: a request is ``culvert?``, 8 bytes of the caller's, the wanted length of the reply in two bytes, and
 anything behind that. The reply is ``culvert!``, the same 8 bytes, the length of the request as it arrived,
-and zeros up to the wanted length.
+and zeros up to the wanted length; or its head alone, if the device that it leaves by takes no more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-__all__ = ["BadRequest", "DEFAULT_PORT", "MAX_HEAD_BYTES", "Request", "head", "parse_request", "udp_reply"]
+__all__ = [
+    "BadRequest",
+    "DEFAULT_PORT",
+    "MAX_HEAD_BYTES",
+    "Request",
+    "UDP_HEAD_BYTES",
+    "head",
+    "parse_request",
+    "udp_reply",
+]
 
 DEFAULT_PORT = 51821
 MAX_BODY_BYTES = 64 * 2**20
@@ -26,6 +35,8 @@ MAX_HEAD_BYTES = 8192
 _MAX_FIELDS = 64
 
 _UDP_REQUEST = struct.Struct(">8s8sH")
+#: Shorter than any reply that can be asked for.
+UDP_HEAD_BYTES = _UDP_REQUEST.size
 _UDP_MIN_REPLY = 20
 _UDP_MAX_REPLY = 65507
 

@@ -219,6 +219,15 @@ def test_sizes_that_do_not_pass() -> None:
     assert hole.ok is False
     assert "from the server, packets of 1280 bytes do" in hole.reasons[0]
     assert "to the server" not in hole.reasons[0]
+    # The server's own device takes less, and says so: what it takes has to come, and no more.
+    less = PathMtu(1440, 1440, 1420, refused_bytes=1440)
+    assert judged("path_mtu", replace(FOUND, path_mtu=less)).ok is True
+    lost = judged("path_mtu", replace(FOUND, path_mtu=replace(less, from_bytes=1280)))
+    assert lost.ok is False
+    assert (
+        "packets of 1420 bytes do not get through from the server, packets of 1280 bytes do"
+        in lost.reasons[0]
+    )
     # Nothing at all came back: that is another check's to say.
     assert judged("path_mtu", replace(FOUND, path_mtu=PathMtu(1420))).ok is None
 
