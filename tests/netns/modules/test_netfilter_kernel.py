@@ -58,7 +58,12 @@ def matches(draw: st.DrawFn, version: int) -> str:
         words.append(f"! {text}" if maybe(draw, 4) else text)
 
     if maybe(draw, 4):
-        add(f"{draw(st.sampled_from(['-s', '-d']))} {draw(st.sampled_from(NETS[version]))}")
+        side, net = draw(st.sampled_from(["-s", "-d"])), draw(st.sampled_from(NETS[version]))
+        # iptables refuses a rule for what is in no network at all.
+        if net == "0.0.0.0/0":
+            words.append(f"{side} {net}")
+        else:
+            add(f"{side} {net}")
     if maybe(draw, 4):
         add(f"-o {draw(st.sampled_from(['d0', 'lo', 'd+', 'e0']))}")
     words += draw(layers(version))
