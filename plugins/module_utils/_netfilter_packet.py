@@ -273,7 +273,12 @@ def _kind(value: str, address: Address | None, addresses: Addresses) -> Answer:
     # Routes of these types are not looked at.
     if found == "UNICAST" and wanted & {"BLACKHOLE", "UNREACHABLE", "PROHIBIT", "THROW", "NAT", "ANYCAST"}:
         return True if "UNICAST" in wanted else None
-    return None if found is None else found in wanted
+    if found is None or address is None:
+        return None
+    if address.version == 6:
+        # net/netfilter/xt_addrtype.c: all that is asked for has to hold, and a local address is unicast, too.
+        return wanted <= ({"LOCAL", "UNICAST"} if found == "LOCAL" else {found})
+    return found in wanted
 
 
 def _owner(value: str, number: int | None, packet: Packet) -> Answer:
