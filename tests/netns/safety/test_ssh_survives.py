@@ -50,8 +50,8 @@ class Session:
 def sockets(fleet: Fleet, host: SshHost) -> dict[tuple[str, str], int]:
     """How many segments each SSH connection's two ends have lost, by (controller's end, host's end).
 
-    Those that were sent again without need, because a busy machine was slow, are not counted: the other end has
-    said that they came twice (RFC 2883).
+    Those that were sent again without need, because a busy machine was slow, are not counted: the other end
+    has said that they came twice (RFC 2883).
     """
     found: dict[tuple[str, str], int] = {}
     for end, argv in (
