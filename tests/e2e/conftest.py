@@ -16,11 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fleet import Fleet
-
-#: Which eighth of the pretend-public networks a lab has. The demo has 0, Molecule 2; 6 and 7 are free to try
-#: things out.
-NUMBERS = {"site": 1, "refusals": 3, "dns": 4, "leaks": 5}
+from fleet import NUMBERS, Fleet
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+#: Which eighth of the pretend-public networks a lab has. The demo has 0, Molecule 2; 6 and 7 are free to try
+#: things out.
+NUMBERS = {"site": 1, "refusals": 3, "dns": 4, "leaks": 5}
+
 #: Is there on a host while a change waits for its confirmation.
 PENDING = "/var/lib/culvert/pending/transaction.json"
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NUMBERS
 from dns_lab import (
     CLIENTS,
     FILE,
@@ -29,6 +28,7 @@ from dns_lab import (
     describe,
     questions,
 )
+from fleet import NUMBERS
 from leak_wire import Bridge
 
 from tests.netns.pcap import TCP, UDP, Packet
