@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="culvert explain",
         description="Follows a packet through this host and says where its way ends, and why. Sends one echo "
-        "request into the tunnel and one byte to the peer's endpoint, and changes nothing.",
+        "request into the tunnel and a few bytes to the peer's endpoint, and changes nothing.",
         epilog="Exit status: 0 if its way ends nowhere, 1 if it does, 2 if the question cannot be answered.",
     )
     made.add_argument("destination", metavar="DESTINATION", help="an address or a name")

@@ -28,6 +28,7 @@ _IP_RECVERR, _IPV6_RECVERR, _SO_MARK = 11, 25, 36
 _EXTENDED = struct.Struct("=IBBBBII")
 _LOCAL = 1
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_INTERVAL_S = 0.2
 
 
 def knock(host: str, port: int, mark: int, timeout_s: float) -> Knock:
@@ -41,10 +42,21 @@ def knock(host: str, port: int, mark: int, timeout_s: float) -> Knock:
             if mark:
                 connection.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
             connection.connect((host, port))
-            connection.send(b"\0")
         except OSError as error:
             return Knock(errno.errorcode.get(error.errno or 0, ""))
-        return _wait(connection, level, option, timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        found = Knock()
+        # Again and again: routers say it once a second, and may have said it to the tunnel's own packets.
+        while found == Knock() and time.monotonic() < deadline_s:
+            try:
+                connection.send(b"\0")
+            except OSError as error:
+                # It may be about the one before, of which more is known.
+                if (found := _wait(connection, level, option, 0)) == Knock():
+                    found = Knock(errno.errorcode.get(error.errno or 0, ""))
+                break
+            found = _wait(connection, level, option, min(_INTERVAL_S, deadline_s - time.monotonic()))
+        return found
 
 
 def _wait(connection: socket.socket, level: int, option: int, timeout_s: float) -> Knock:
@@ -52,15 +64,15 @@ def _wait(connection: socket.socket, level: int, option: int, timeout_s: float) 
     poller.register(connection, 0)  # errors are always reported
     deadline_s = time.monotonic() + timeout_s
     while True:
-        remaining_s = deadline_s - time.monotonic()
-        if remaining_s <= 0 or not poller.poll(remaining_s * 1000):
+        if not poller.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
             return Knock()
         try:
             _data, control, _flags, _address = connection.recvmsg(512, 512, socket.MSG_ERRQUEUE)
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EINTR):
+            if error.errno in (errno.EAGAIN, errno.EINTR) and time.monotonic() < deadline_s:
                 continue
-            return Knock(errno.errorcode.get(error.errno or 0, ""))
+            nothing = error.errno in (errno.EAGAIN, errno.EINTR)
+            return Knock() if nothing else Knock(errno.errorcode.get(error.errno or 0, ""))
         for at, kind, data in control:
             if (at, kind) == (level, option) and len(data) >= _EXTENDED.size:
                 return _read(data)

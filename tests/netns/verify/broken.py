@@ -115,8 +115,8 @@ BREAKS = (
             "router",
             # Each packet gets its answer: how many of them there may be in a second is not what is tested.
             "sysctl -qw net.ipv4.icmp_ratelimit=0; "
-            f"ip rule add from {_CLIENT} to {_SERVER} priority 5 unreachable",
-            "ip rule del priority 5",
+            f"iptables -I FORWARD -s {_CLIENT} -d {_SERVER} -j REJECT --reject-with icmp-host-unreachable",
+            f"iptables -D FORWARD -s {_CLIENT} -d {_SERVER} -j REJECT --reject-with icmp-host-unreachable",
         ),
         ("endpoint_refused",),
     ),
