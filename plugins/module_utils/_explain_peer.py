@@ -243,6 +243,9 @@ def _said(facts: Facts, reason: str) -> list[Rejection]:
 def _is_newer(facts: Facts, rejection: Rejection, peer: Peer) -> bool:
     """Whether it is of after the latest handshake. That succeeded, so what was before it does not matter."""
     age_s = peer.handshake_age_s(facts.now_s)
+    if age_s == rejection.age_s:
+        # Both in whole seconds: which came first is told by whether there is an answer now.
+        return not facts.answered
     return age_s is None or rejection.age_s < age_s
 
 
