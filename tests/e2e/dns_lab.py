@@ -49,9 +49,22 @@ all:
 """
 # What each host is told of name servers by those who would do so on a real network.
 _UPLINK = {
+    # At each start its engine writes the file anew, as no host's does; a DHCP client, say, does it like this.
     FILE: """
-        printf '# by hand\\nnameserver %s\\noptions timeout:1 attempts:1\\n' {server} >/etc/resolv.conf
+        printf '# by hand\\nnameserver %s\\noptions timeout:1 attempts:1\\n' {server} >/etc/lab-resolv.conf
+        cp /etc/lab-resolv.conf /etc/resolv.conf
         chmod 640 /etc/resolv.conf
+        cat >/etc/systemd/system/lab-uplink.service <<END
+[Unit]
+DefaultDependencies=no
+Before=sysinit.target culvert-network.service
+[Service]
+Type=oneshot
+ExecStart=/bin/cp /etc/lab-resolv.conf /etc/resolv.conf
+[Install]
+WantedBy=sysinit.target
+END
+        systemctl enable lab-uplink.service
     """,
     RESOLVED: """
         mkdir -p /etc/systemd/resolved.conf.d
