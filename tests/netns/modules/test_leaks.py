@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.netns.endpoints import RELAY_SOURCE
+from tests.netns.lab import eventually
 from tests.netns.modules.control_socket import ControlSocket
 from tests.netns.modules.host import Host, Result
 from tests.netns.modules.test_probe import PRIVATE, answer
@@ -82,12 +83,23 @@ def test_all_that_goes_around_the_tunnel_is_found(client: Host) -> None:
     assert (found["kill_switch"]["ok"], found["kill_switch"]["value"]) == (None, "off")
 
 
+def settled(client: Host) -> str:
+    """Its state, once what moves by itself after the set-up and a first probe (tentative addresses) is still."""
+    probe(client, full_tunnel=True)
+    seen = [client.snapshot()]
+
+    def is_still() -> bool:
+        seen.append(client.snapshot())
+        return seen[-1] == seen[-2] and " tentative" not in client.sh("ip addr")
+
+    eventually(is_still, 20, "the host's state settles", interval_s=0.5)
+    return seen[-1]
+
+
 def test_nothing_is_found_where_all_goes_into_the_tunnel(client: Host) -> None:
     asks(client, "10.86.0.1")
     client.sh(INTO_THE_TUNNEL)
-    # The first one has what moves by itself after the set-up settle.
-    probe(client, full_tunnel=True)
-    before = client.snapshot()
+    before = settled(client)
     said = probe(client, full_tunnel=True, check=True)
     for name in ("ipv4_leak", "ipv6_leak", "dns_leak"):
         assert (checks(said)[name]["ok"], checks(said)[name]["reasons"]) == (True, [])
