@@ -84,7 +84,7 @@ def test_all_that_goes_around_the_tunnel_is_found(client: Host) -> None:
 
 
 def settled(client: Host) -> str:
-    """Its state, once what moves by itself after the set-up and a first probe (tentative addresses) is still."""
+    """Its state, once what moves by itself after set-up and a first probe is still."""
     probe(client, full_tunnel=True)
     seen = [client.snapshot()]
 
