@@ -24,9 +24,10 @@ OVERHEAD = {4: 60, 6: 80}
 ECHO_HEADERS = {4: 28, 6: 48}
 ICMP, SILENT = True, False
 PATHS = [
-    (1280, ICMP), (1280, SILENT), (1300, SILENT), (1358, ICMP), (1400, SILENT), (1420, SILENT), (1460, ICMP),
-    (1480, SILENT), (1492, ICMP), (1500, SILENT),
-]  # fmt: skip
+    (mtu, says_so)
+    for mtu in (1280, 1300, 1358, 1400, 1420, 1460, 1480, 1492, 1500)
+    for says_so in (ICMP, SILENT)
+]
 
 
 def mtu_over(outer: int, path_mtu: int) -> int:
