@@ -8,10 +8,10 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test fuzz sanitize bench bench-load soak lint sanity image wheels build setup deps-update clean
+.PHONY: help demo demo-down test fuzz sanitize bench bench-load soak lint sanity image wheels execution-environment build setup deps-update clean
 
 help: ## this list
-	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk -F: '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk -F: '{ printf "  make %-22s %s\n", $$1, $$2 }'
 
 demo: ## a VPN between containers on this machine, and a table of what it does
 	@tools/setup.sh demo
@@ -70,6 +70,11 @@ wheels: ## the relay for amd64 and arm64, images/relay/dist/*.whl; ARGS=--check 
 	@tools/setup.sh tools
 	@tools/engine.sh
 	@tools/wheels.sh $(ARGS)
+
+execution-environment: ## an image to start Ansible in, with this collection; ARGS='--base IMAGE --tag TAG'
+	@tools/setup.sh tools
+	@tools/engine.sh
+	@tools/execution_environment.sh $(ARGS)
 
 build: ## the archive of the collection, for ansible-galaxy collection install
 	@tools/setup.sh tools

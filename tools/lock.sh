@@ -18,5 +18,7 @@ lock() {
 
 lock requirements-dev.in requirements-dev.txt --python-version 3.11
 lock tools/collections.in tools/collections.txt --python-version 3.12 --no-deps
+lock tools/builder.in tools/builder.txt --python-version 3.11
+lock tools/execution-environment.in tools/execution-environment.txt --python-version 3.13
 lock images/relay/requirements.in images/relay/requirements.txt --python-version 3.11
 lock images/relay/requirements-build.in images/relay/requirements-build.txt --python-version 3.11
