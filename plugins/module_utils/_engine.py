@@ -1,0 +1,119 @@
+# Copyright (c) 2026, Culvert contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
+# Do not use this from other collections or standalone plugins/modules!
+
+"""Looks at what a host's container engine has, by Docker's API over its socket: a few milliseconds, and no
+library. Changing anything is left to community.docker.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from typing import Any
+from urllib.parse import quote
+
+from ._core import HostError, Runner
+from ._iptables import find
+
+SOCKET = "/var/run/docker.sock"
+# An engine that has just been started reads all of its images first.
+_TIMEOUT_S = 20.0
+#: Return codes of :func:`state`, as a shell would give them.
+ANSWERS, NO_COMMAND = 0, 2
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a socket of the file system."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Engine:
+    """:param path: of its socket."""
+
+    def __init__(self, path: str = SOCKET) -> None:
+        self._path = path
+
+    def answers(self) -> bool:
+        try:
+            return self._get("/_ping")[0] == http.client.OK
+        except HostError:
+            return False
+
+    def image(self, name: str) -> dict[str, Any]:
+        """Id, digests of the layers and labels; empty when there is no such image.
+
+        :raises HostError: the engine does not answer, or not as Docker does.
+        """
+        found = self._inspect(f"/images/{quote(name, safe='')}/json")
+        if not found:
+            return {}
+        return {
+            "id": found["Id"],
+            "layers": (found.get("RootFS") or {}).get("Layers") or [],
+            "labels": (found.get("Config") or {}).get("Labels") or {},
+        }
+
+    def container(self, name: str) -> dict[str, Any]:
+        """State, image, labels and restart policy; empty when there is no such container.
+
+        :raises HostError: as :meth:`image`.
+        """
+        found = self._inspect(f"/containers/{quote(name, safe='')}/json")
+        if not found:
+            return {}
+        return {
+            "status": found["State"]["Status"],
+            "image": found["Image"],
+            "labels": (found.get("Config") or {}).get("Labels") or {},
+            "restart_policy": ((found.get("HostConfig") or {}).get("RestartPolicy") or {}).get("Name", ""),
+        }
+
+    def _inspect(self, path: str) -> dict[str, Any]:
+        status, body = self._get(path)
+        if status == http.client.NOT_FOUND:
+            return {}
+        try:
+            found = json.loads(body)
+        except ValueError:
+            found = None
+        if status != http.client.OK or not isinstance(found, dict):
+            raise HostError(f"the container engine answers {path} with status {status}")
+        return found
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        connection = _UnixConnection(self._path)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise HostError(f"the container engine does not answer on {self._path}: {error}") from None
+        finally:
+            connection.close()
+
+
+def state(engine: Engine, run: Runner) -> tuple[int, str]:
+    """Whether there is an engine, as a return code (:data:`ANSWERS`, :data:`NO_COMMAND` or another), and why
+    not.
+    """
+    docker = find("docker")
+    if docker is None:
+        return NO_COMMAND, "there is no command docker"
+    if engine.answers():
+        return ANSWERS, ""
+    # It says best what is wrong; and it knows of engines that are elsewhere.
+    code, _out, err = run([docker, "ps", "--quiet"], "")
+    return code, err.strip()
