@@ -15,6 +15,9 @@ import binascii
 import hashlib
 import ipaddress
 import typing as t
+from dataclasses import dataclass
+
+from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import Entry
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -255,6 +258,186 @@ def client_mtus(members: t.Sequence[t.Mapping[str, t.Any]], mtus: t.Mapping[str,
         if m["client"] and mtus.get(m["host"])
         for prefix in _host_prefixes(m) + list(m.get("networks") or [])
     }
+
+
+# --- What a host gets from the registry ---------------------------------------------------------------------
+
+#: Behind all servers that are not drained.
+DRAINED = 1000
+
+
+def server_order(servers: t.Iterable[str], client: str) -> list[str]:
+    """Return the servers in the order in which `client` uses them, if nobody says otherwise.
+
+    A hash of both names decides. So clients spread over the servers, whatever the order of the inventory, and
+    a server that comes or goes moves only the clients that are its own.
+    """
+
+    def place(server: str) -> tuple[bytes, str]:
+        return hashlib.blake2s(f"{server}\0{client}".encode(), person=b"culvert").digest(), server
+
+    return sorted(set(servers), key=place)
+
+
+def member(name: str, entry: Entry) -> dict[str, t.Any]:
+    """Return an entry of the registry as the playbooks see it: with the host's name and all its addresses."""
+    return {"host": name, **entry.as_dict(), "addresses": entry.addresses}
+
+
+def _own(entry: Entry) -> list[str]:
+    """Return what is a host's own: its tunnel addresses and the networks behind it."""
+    return [str(ipaddress.ip_interface(a).ip) + ("/128" if ":" in a else "/32") for a in entry.addresses] + [
+        str(ipaddress.ip_network(n)) for n in entry.networks
+    ]
+
+
+def _relay_peer(name: str, entry: Entry, allowed_ips: list[str], **extra: t.Any) -> dict[str, t.Any]:
+    return {
+        "name": name,
+        "public_key": entry.public_key,
+        "allowed_ips": list(dict.fromkeys(allowed_ips)),
+        **extra,
+    }
+
+
+def networks_behind_others(hosts: t.Mapping[str, Entry], host: str) -> list[str]:
+    """Return the prefixes behind other hosts than `host`, without what overlaps with its own networks."""
+    mine = [ipaddress.ip_network(n) for n in hosts[host].networks] if host in hosts else []
+    found = []
+    for name in sorted(hosts):
+        if name == host or not hosts[name].networks:
+            continue
+        for net in map(ipaddress.ip_network, hosts[name].networks):
+            if not any(own.version == net.version and own.overlaps(net) for own in mine):
+                found.append(str(net))
+    return list(dict.fromkeys(found))
+
+
+def peers_of_server(hosts: t.Mapping[str, Entry], host: str, keyless: bool = False) -> list[dict[str, t.Any]]:
+    """Return the `relay_peers` of the server `host`: every other member of the fleet, by what is its own.
+
+    Other servers are called; clients call us.
+
+    :param keyless: whether hosts whose key is not made yet are in it, which check mode wants to show.
+    """
+    return [
+        _relay_peer(name, entry, _own(entry), **({"endpoint": entry.endpoint} if entry.server else {}))
+        for name, entry in sorted(hosts.items())
+        if name != host and (entry.public_key or keyless)
+    ]
+
+
+@dataclass(frozen=True)
+class ClientWish:
+    """What a client wants of its servers.
+
+    :ivar servers: names by preference; empty for the order of :func:`server_order`.
+    :ivar prefixes: what goes into the tunnel.
+    :ivar keepalive: in seconds, 0 for none.
+    :ivar keyless: as with :func:`peers_of_server`.
+    """
+
+    servers: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    keepalive: int = 0
+    keyless: bool = False
+
+
+def _servers_for(hosts: t.Mapping[str, Entry], host: str, wish: ClientWish) -> dict[str, int]:
+    """Return the servers with the priority that each has for a client, 0 for those it never sends to.
+
+    :raises ValueError: none of those it wants has joined the fleet.
+    """
+    servers = {
+        name: entry
+        for name, entry in sorted(hosts.items())
+        if entry.server and name != host and (entry.public_key or wish.keyless)
+    }
+    order = list(dict.fromkeys(wish.servers)) or server_order(servers, host)
+    if servers and not any(name in servers for name in order):
+        raise ValueError(
+            f"client_servers of {host} is {', '.join(order)}, none of which has joined the fleet yet: run "
+            f"for one of them, too. {', '.join(servers)} has"
+        )
+    place = {name: position for position, name in enumerate(order, 1)}
+    return {
+        name: place[name] + (DRAINED if entry.drain else 0) if name in place else 0
+        for name, entry in servers.items()
+    }
+
+
+def _carried(
+    hosts: t.Mapping[str, Entry], host: str, servers: t.Iterable[str], wish: ClientWish
+) -> list[str]:
+    """Return what any server carries for a client: what it wants, and networks behind other clients."""
+    own = {prefix for name in servers for prefix in _own(hosts[name])}
+    clients = {name: entry for name, entry in hosts.items() if not entry.server or name == host}
+    wanted = [str(ipaddress.ip_network(p)) for p in wish.prefixes] + networks_behind_others(clients, host)
+    return [prefix for prefix in dict.fromkeys(wanted) if prefix not in own]
+
+
+def peers_of_client(hosts: t.Mapping[str, Entry], host: str, wish: ClientWish) -> list[dict[str, t.Any]]:
+    """Return the `relay_peers` of the client `host`: all servers.
+
+    One server carries all that goes into the tunnel. Several are the members of a failover group, which
+    carries that, see :func:`failover_of_client`; what is behind a server is reached through that one only.
+
+    :raises ValueError: none of the servers that the client wants has joined the fleet.
+    """
+    servers = _servers_for(hosts, host, wish)
+    carried = _carried(hosts, host, servers, wish) if len(servers) == 1 else []
+    extra = {"persistent_keepalive": wish.keepalive} if wish.keepalive else {}
+    return [
+        _relay_peer(
+            name,
+            hosts[name],
+            _own(hosts[name]) + carried,
+            endpoint=hosts[name].endpoint,
+            **extra,
+            **({"failover": priority} if len(servers) > 1 else {}),
+        )
+        for name, priority in servers.items()
+    ]
+
+
+def failover_of_client(
+    hosts: t.Mapping[str, Entry], host: str, wish: ClientWish, timeout_s: float, return_s: int
+) -> dict[str, t.Any]:
+    """Return the `relay_failover` of the client `host`; empty where there is but one server."""
+    servers = _servers_for(hosts, host, wish)
+    if len(servers) < 2:
+        return {}
+    carried = _carried(hosts, host, servers, wish)
+    return {"allowed_ips": carried, "timeout_s": timeout_s, "return_s": return_s}
+
+
+def mtus_of_clients(hosts: t.Mapping[str, Entry]) -> dict[str, int]:
+    """Return the MTU by which each prefix behind a client is reached: its tunnel addresses and its networks.
+
+    Clients whose path was not measured are left out. IPv6 has to be carried up to 1280 bytes in any case
+    (RFC 8200, section 5).
+    """
+    return {
+        prefix: max(entry.mtu, 1280 if ":" in prefix else 0)
+        for _name, entry in sorted(hosts.items())
+        if not entry.server and entry.mtu
+        for prefix in _own(entry)
+    }
+
+
+def acls_of_clients(hosts: t.Mapping[str, Entry]) -> dict[str, dict[str, t.Any]]:
+    """Return what each client may reach that may not reach everything: by name, `addresses` (prefixes that it
+    sends from) and `rules`."""
+    return {
+        name: {"addresses": _own(entry), "rules": [dict(rule) for rule in entry.acl]}
+        for name, entry in sorted(hosts.items())
+        if not entry.server and entry.acl is not None
+    }
+
+
+def name_of(hosts: t.Mapping[str, Entry], public_key: str) -> str:
+    """Return whose key it is; empty if nobody's."""
+    return next((name for name, entry in hosts.items() if public_key and entry.public_key == public_key), "")
 
 
 def status_table(rows: t.Sequence[t.Mapping[str, t.Any]], columns: t.Sequence[str]) -> str:
