@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: Which eighth of the pretend-public networks a lab has. The demo has 0, Molecule 2; 6 and 7 are free to try
-#: things out.
+#: Which eighth of the pretend-public networks a lab has. The demo has 0, Molecule's scenarios 2 and 6; 7 is
+#: free to try things out.
 NUMBERS = {"site": 1, "refusals": 3, "dns": 4, "leaks": 5}
 
 #: Is there on a host while a change waits for its confirmation.
@@ -111,7 +111,13 @@ class Fleet:
             "lab_subnet6": f"2001:db8:{51 + self.number}::/64",
             "lab_internet4": f"203.0.113.{32 * self.number}/27",
             "relay_image_archive": str(ROOT / ".cache" / "relay-image.tar"),
+            "site_registry": str(self.registry),
         }
+
+    @property
+    def registry(self) -> Path:
+        """What a fleet has beside its inventory; the labs' are where they are not in the way."""
+        return ROOT / ".cache" / f"{self.name}-registry.txt"
 
     def outer(self, number: int) -> str:
         return f"198.51.100.{32 * self.number + number}"
@@ -154,10 +160,10 @@ class Fleet:
         self.logs.append(run.output)
         return run
 
-    def start(self, playbook: str, **variables: Any) -> subprocess.Popen[str]:
+    def start(self, playbook: str, *arguments: str, **variables: Any) -> subprocess.Popen[str]:
         """Start a playbook, in a process group of its own, so that all of it can be killed."""
         return subprocess.Popen(
-            self._command(playbook, **variables),
+            self._command(playbook, *arguments, **variables),
             cwd=ROOT,
             env=self._environment(),
             text=True,
