@@ -38,16 +38,19 @@ all:
   children:
     vpn_servers:
       hosts:
-        {servers}
+        demo-server: {lab_number: 11}
+        demo-server2: {lab_number: 12}
     vpn_clients:
       hosts:
-        demo-client1: {{lab_number: 21}}
+        demo-client1:
+          lab_number: 21
+          client_servers: [demo-server, demo-server2]
+          client_failover_return_s: 3
     internet: &there
       hosts:
-        demo-internet: {{lab_number: 29}}
+        demo-internet: {lab_number: 29}
     routers: *there
 """
-_SERVERS = ["demo-server: {lab_number: 11}", "demo-server2: {lab_number: 12}"]
 
 # A real host has no network before network-pre.target: firewalls come before that, and after it what brings
 # the network up. This host is a container, whose cable is there from the first moment, so a program that kept
@@ -108,21 +111,18 @@ class Look:
 
 @dataclass
 class LeakLab:
-    """The fleet, and the two inventories of it: with the first server, and without."""
+    """The fleet, and what the client does in it."""
 
     fleet: Fleet
-    without_first: Path
     _macs: set[bytes] = field(default_factory=set)
 
     @classmethod
     def make(cls, directory: Path, number: int = 5) -> LeakLab:
         """Hosts, blank but for what the client tries."""
         (directory / "group_vars").symlink_to(INVENTORY.parent / "group_vars")
-        files = {"hosts.yml": _SERVERS, "without_first.yml": _SERVERS[1:]}
-        for name, servers in files.items():
-            (directory / name).write_text(_HOSTS.format(servers="\n        ".join(servers)))
+        (directory / "hosts.yml").write_text(_HOSTS)
         fleet = Fleet("leaks", number, inventories=[directory / "hosts.yml"])
-        lab = cls(fleet, directory / "without_first.yml")
+        lab = cls(fleet)
         fleet.down()
         try:
             fleet.up()

@@ -7,8 +7,8 @@ which the kill switch is there until the one in which it is removed, not one pac
 the tunnel's own, what a link needs (ARP, neighbours, listeners, DHCP), answers to connections that came from
 outside, and the listed exceptions; and connections from outside are answered whenever the host is up.
 
-The failover is the one that there is: a server dies, and a run moves the client to another one
-(client_server), with an inventory in which the dead one is not a server any more.
+Among what happens is that the client's server goes silent: its relay is killed, and later the whole host. The
+client then goes to the other server by itself, and back when the first one answers again.
 """
 
 from __future__ import annotations
@@ -86,13 +86,11 @@ def evidence(lab: LeakLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     bridge.stop()
 
 
-def play(lab: LeakLab, playbook: str, *arguments: str, server: str = SERVER) -> Run:
-    """Run a playbook with the kill switch on; the first server is in the inventory only if it is used."""
+def play(lab: LeakLab, playbook: str, *arguments: str) -> Run:
+    """Run a playbook with the kill switch on."""
     run = lab.fleet.play(
         playbook,
         *arguments,
-        inventory=None if server == SERVER else lab.without_first,
-        client_server=server,
         client_kill_switch=True,
         client_kill_switch_allow=[
             {"to": way.address, "protocol": "udp", "port": ALLOWED_PORT} for way in lab.exceptions()
@@ -161,14 +159,23 @@ def host_rebooted(lab: LeakLab) -> Iterator[None]:
 
 
 @contextmanager
-def server_gone(lab: LeakLab) -> Iterator[None]:
-    docker("kill", lab.fleet.container(SERVER))
+def failover(lab: LeakLab) -> Iterator[None]:
+    """The relay of the client's server is killed by hand, so that its engine does not start it again."""
+    lab.fleet.shell(SERVER, f"docker kill {RELAY}")
     yield
+    await_tunnel(lab, SERVER2)
 
 
 @contextmanager
-def failover(lab: LeakLab) -> Iterator[None]:
-    play(lab, SITE, server=SERVER2)
+def back_again(lab: LeakLab) -> Iterator[None]:
+    lab.fleet.shell(SERVER, f"docker start {RELAY}")
+    yield
+    await_tunnel(lab, SERVER)
+
+
+@contextmanager
+def server_gone(lab: LeakLab) -> Iterator[None]:
+    docker("kill", lab.fleet.container(SERVER))
     yield
     await_tunnel(lab, SERVER2)
 
@@ -181,8 +188,9 @@ PHASES: Sequence[Phase] = (
     container_restarted,
     engine_restarted,
     host_rebooted,
-    server_gone,
     failover,
+    back_again,
+    server_gone,
 )
 
 
@@ -230,7 +238,7 @@ def test_nothing_leaves(evidence: Evidence, phase: Phase) -> None:
 def test_teardown(evidence: Evidence) -> None:
     """Nothing before the kill switch itself is gone, then everything as before."""
     lab, begun = evidence.lab, evidence.judged_until
-    play(lab, TEARDOWN, "--limit", CLIENT, server=SERVER2)
+    play(lab, TEARDOWN, "--limit", CLIENT)
     looks = [look for look in lab.looks() if look.begun > begun]
     there = [look for look in looks if look.there]
     assert there

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-import subprocess
+import base64
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -53,13 +54,31 @@ def tun_missing(fleet: Fleet) -> Iterator[None]:
         fleet.shell(CLIENT1, "mv /dev/net/tun-away /dev/net/tun")
 
 
-@contextmanager
-def host_gone(fleet: Fleet) -> Iterator[None]:
-    subprocess.run(["docker", "pause", fleet.container(CLIENT2)], check=True, capture_output=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["docker", "unpause", fleet.container(CLIENT2)], check=True, capture_output=True)
+def registered(*hosts: str, **instead: Any) -> Callable[[Fleet], AbstractContextManager[None]]:
+    """A registry in which these hosts are, of a fleet that there has been before. It must not change either."""
+    nothing = {"endpoint": "", "networks": [], "mtu": 0, "drain": False, "acl": None}
+
+    @contextmanager
+    def state(fleet: Fleet) -> Iterator[None]:
+        entries = {
+            host: {
+                "role": "client",
+                "address": f"10.86.9.{number}/16",
+                "address6": "",
+                "public_key": base64.b64encode(bytes(31) + bytes([number])).decode(),
+                **nothing,
+            }
+            for number, host in enumerate(hosts, 1)
+        }
+        text = json.dumps({"format": 1, "serial": 1, "lineage": ["9f3a21c4"], "hosts": entries, **instead})
+        fleet.registry.write_text(text)
+        try:
+            yield
+            assert fleet.registry.read_text() == text
+        finally:
+            fleet.registry.unlink()
+
+    return state
 
 
 def untouched(_fleet: Fleet) -> AbstractContextManager[None]:
@@ -95,12 +114,21 @@ REFUSALS = {
         ["relay_disable_offloads", "tso, uso, gso, gro", "lro"], {"relay_disable_offloads": ["tso", "lro"]}
     ),
     "an archive without the image": Refusal(["relay_image_archive", "other:1"], {"relay_image": "other:1"}),
-    "a host left out": Refusal(
-        ["demo-client2", "--limit", "no relay was changed"], arguments=["--limit", "!demo-client2"]
+    "a network that is full": Refusal(
+        ["10.86.0.0/30 has room for 2 hosts, the fleet has 3"], {"relay_network": "10.86.0.0/30"}
     ),
-    "a host that is gone": Refusal(
-        ["demo-client2", "unreachable", "no relay was changed"], host_state=host_gone
+    "many hosts that are gone": Refusal(
+        ["gone1, gone2, gone3, gone4", "site_max_removals"],
+        host_state=registered("gone1", "gone2", "gone3", "gone4"),
     ),
+    "an address that somebody else has": Refusal(
+        ["10.86.9.1", "demo-client2", "relay_address"],
+        {"relay_address": "10.86.9.1/16"},
+        ["--limit", CLIENT1],
+        host_state=registered("demo-client2"),
+    ),
+    "a registry of a newer version": Refusal(["newer version", "format 2"], host_state=registered(format=2)),
+    "a damaged registry": Refusal(["damaged", "version control"], host_state=registered(hosts=[])),
     "/dev/net/tun missing": Refusal(
         ["demo-client1 has no /dev/net/tun", "modprobe tun"], host_state=tun_missing
     ),
@@ -122,6 +150,7 @@ def test_refused_and_nothing_changed(fleet: Fleet, name: str) -> None:
     assert all(text in flat for text in refusal.says), run.output[-4000:]
     assert set(run.changed().values()) <= {0}, run.output[-4000:]
     assert traces(fleet) == before
+    assert not fleet.registry.exists()
 
 
 def test_an_inventory_without_a_server_is_refused(fleet: Fleet, tmp_path: Path) -> None:
