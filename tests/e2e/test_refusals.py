@@ -55,7 +55,7 @@ def tun_missing(fleet: Fleet) -> Iterator[None]:
 
 
 def registered(*hosts: str, **instead: Any) -> Callable[[Fleet], AbstractContextManager[None]]:
-    """A registry in which these hosts are, of a fleet that there has been before. It must not change either."""
+    """A registry in which these hosts are, of a fleet that there has been before; it must not change."""
     nothing = {"endpoint": "", "networks": [], "mtu": 0, "drain": False, "acl": None}
 
     @contextmanager
