@@ -67,6 +67,12 @@ class Options:
             raise self.refuse(name, f"must be a whole number from {low} to {high}, not {value!r}")
         return value
 
+    def number(self, name: str, low: float, high: float, default: float) -> float:
+        value = self.raw(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise self.refuse(name, f"must be a number from {low:g} to {high:g}, not {value!r}")
+        return float(value)
+
     def flag(self, name: str, default: bool) -> bool:
         value = self.raw(name, default)
         if not isinstance(value, bool):

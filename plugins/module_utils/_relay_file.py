@@ -19,8 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import _x25519
+from ._relay_failover import PRIORITY_MAX, Group
 
 HEADER = "# Managed by culvert.vpn: changes made here are lost at the next run.\n"
+#: Begins the line of the header that says which state of the fleet's registry the peers come from.
+REGISTRY = "# Registry: "
 #: Stands for a key that is in the configuration itself instead of a file of its own.
 INLINE = "(in the configuration, not shown)"
 _KEEPALIVE_MAX_S = 65535
@@ -39,6 +42,7 @@ class FilePeer:
     :ivar endpoint: ``host:port``, empty for none.
     :ivar keepalive_s: 0 for none.
     :ivar preshared_key_file: a path, empty for none.
+    :ivar failover: priority in the failover group, ``None`` for no member.
     """
 
     public_key: str
@@ -47,6 +51,7 @@ class FilePeer:
     endpoint: str = ""
     keepalive_s: int = 0
     preshared_key_file: str = ""
+    failover: int | None = None
 
     def options(self) -> list[tuple[str, str]]:
         """What is written into the section, in this order."""
@@ -56,6 +61,7 @@ class FilePeer:
             ("AllowedIPs", ", ".join(self.allowed_ips)),
             ("Endpoint", self.endpoint),
             ("PersistentKeepalive", str(self.keepalive_s or "")),
+            ("Failover", "" if self.failover is None else str(self.failover)),
         ]
         return [(name, value) for name, value in every if value]
 
@@ -74,6 +80,8 @@ class FileConfig:
     :ivar batch: one of ``BATCHES``.
     :ivar disable_offloads: some of ``OFFLOADS``, in their order.
     :ivar inline_key: only in files that others wrote: the private key itself.
+    :ivar failover: ``None`` without a failover group.
+    :ivar registry_id: of the state of the fleet's registry that the peers come from, empty for none.
     """
 
     private_key_file: str = ""
@@ -83,6 +91,8 @@ class FileConfig:
     batch: str = BATCHES[0]
     disable_offloads: tuple[str, ...] = ()
     inline_key: _x25519.SecretKey | None = field(default=None, repr=False)
+    failover: Group | None = None
+    registry_id: str = ""
 
     def options(self) -> list[tuple[str, str]]:
         """What is written into the section ``[Interface]``, in this order."""
@@ -92,6 +102,7 @@ class FileConfig:
             ("FwMark", str(self.fwmark or "")),
             ("Batch", "" if self.batch == BATCHES[0] else self.batch),
             ("DisableOffloads", ", ".join(self.disable_offloads)),
+            *(self.failover.options() if self.failover else []),
         ]
         return [(name, value) for name, value in every if value]
 
@@ -125,7 +136,8 @@ def render(config: FileConfig) -> str:
         lines += ["", "[Peer]"]
         lines += [f"# {peer.name}"] if peer.name else []
         lines += [f"{name} = {value}" for name, value in peer.options()]
-    return HEADER + "\n".join(lines) + "\n"
+    header = HEADER + (f"{REGISTRY}{config.registry_id}\n" if config.registry_id else "")
+    return header + "\n".join(lines) + "\n"
 
 
 def parse(text: str) -> FileConfig:
@@ -147,7 +159,38 @@ def parse(text: str) -> FileConfig:
         disable_offloads=offloads_of(interface.get("disableoffloads", "").lower().split(",")),
         peers=tuple(peers.values()),
         inline_key=_x25519.SecretKey(inline_key) if inline_key else None,
+        failover=_group(interface),
+        registry_id=registry_id_of(text),
     )
+
+
+def registry_id_of(text: str) -> str:
+    """The id in the header of a file, empty where there is none."""
+    for line in text.split("\n"):
+        if line.startswith(REGISTRY):
+            return line[len(REGISTRY) :].strip()
+        if not line.startswith("#"):
+            break
+    return ""
+
+
+def _group(interface: Mapping[str, str]) -> Group | None:
+    names = ("failoverallowedips", "failovertimeout", "failoverreturn")
+    if not any(name in interface for name in names):
+        return None
+    default = Group()
+    return Group(
+        _prefixes(interface.get(names[0], "")),
+        _milliseconds(interface.get(names[1], ""), default.timeout_ms),
+        _milliseconds(interface.get(names[2], ""), default.return_ms),
+    )
+
+
+def _milliseconds(text: str, default: int) -> int:
+    try:
+        return round(float(text) * 1000)
+    except (ValueError, OverflowError):
+        return default
 
 
 def _sections(text: str) -> Iterable[tuple[str, dict[str, str]]]:
@@ -163,7 +206,7 @@ def _sections(text: str) -> Iterable[tuple[str, dict[str, str]]]:
         elif sections and equals:
             options = sections[-1][1]
             key = name.lower()
-            both = key == "allowedips" and options.get(key)
+            both = key in ("allowedips", "failoverallowedips") and options.get(key)
             options[key] = f"{options[key]}, {value}" if both else value
         elif sections and not line.strip() and comment.strip() and not sections[-1][1]:
             sections[-1][1]["#"] = name_of(comment)
@@ -179,7 +222,13 @@ def _peer(options: Mapping[str, str]) -> FilePeer:
         endpoint=options.get("endpoint", ""),
         keepalive_s=_number(options.get("persistentkeepalive", ""), _KEEPALIVE_MAX_S),
         preshared_key_file=options.get("presharedkeyfile", inline),
+        failover=_priority(options.get("failover", "")),
     )
+
+
+def _priority(text: str) -> int | None:
+    valid = text.isascii() and text.isdigit() and int(text) <= PRIORITY_MAX
+    return int(text) if valid else None
 
 
 def _prefixes(text: str) -> tuple[str, ...]:

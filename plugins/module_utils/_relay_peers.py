@@ -17,78 +17,24 @@ ends between the two steps leaves a file that is consistent, if older, and the n
 
 from __future__ import annotations
 
-import ipaddress
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
 from . import _x25519
-from ._accounts import account_number
 from ._core import Change, Plan, SpecError
-from ._options import Options
-from ._relay_file import (
-    BATCHES,
-    OFFLOADS,
-    FileConfig,
-    FilePeer,
-    item_of,
-    name_of,
-    offloads_of,
-    parse,
-    prefix_of,
-    render,
-)
-from ._uapi import Peer, Relay, interface_name, socket_path_of
+from ._relay_failover import group_lines
+from ._relay_file import FileConfig, FilePeer, item_of, parse, prefix_of, render
+from ._relay_peers_spec import PeersSpec, literal_address
+from ._uapi import Peer, Relay
 
 FILE_MODE = 0o640
-CONFIG_DIRECTORY = "/etc/culvert"
-DEFAULT_PORT = 51820
 #: So many peers may always go.
 FEW_PEERS = 2
 _NAMES_SHOWN = 5
 
 #: A key and a value of a request to the control socket.
 Line = tuple[str, Union[str, _x25519.SecretKey]]
-
-
-@dataclass(frozen=True)
-class PeersSpec:
-    """What is wanted. ``owner`` and ``group`` are numbers of the file's; ``None`` means: leave it."""
-
-    name: str
-    config_path: str
-    socket_path: str
-    config: FileConfig
-    owner: int | None = None
-    group: int | None = None
-    allow_identity_change: bool = False
-    allow_removal: bool = False
-
-    @classmethod
-    def from_params(cls, params: Mapping[str, Any], check_mode: bool = False) -> PeersSpec:
-        """:raises SpecError: an option is malformed."""
-        options = Options(params)
-        name = interface_name(options, "name", "culvert0")
-        spec = cls(
-            name=name,
-            config_path=_path(options, "config_path", f"{CONFIG_DIRECTORY}/{name}.conf"),
-            socket_path=socket_path_of(options, name),
-            config=FileConfig(
-                private_key_file=_path(options, "private_key_file", f"{CONFIG_DIRECTORY}/{name}.key"),
-                listen_port=options.integer("listen_port", 0, 65535, DEFAULT_PORT) or 0,
-                fwmark=options.integer("fwmark", 0, 2**32 - 1, DEFAULT_PORT) or 0,
-                batch=options.required("batch", BATCHES[0], BATCHES),
-                disable_offloads=_offloads(options),
-                peers=_peers(options.mappings("peers"), check_mode),
-            ),
-            owner=account_number(options, "owner"),
-            group=account_number(options, "group"),
-            allow_identity_change=options.flag("allow_identity_change", False),
-            allow_removal=options.flag("allow_removal", False),
-        )
-        options.done()
-        return spec
 
 
 @dataclass(frozen=True)
@@ -140,112 +86,6 @@ class _Difference:
         return Change(item, self.before or None, self.after or None, action, data)
 
 
-# --- Options ------------------------------------------------------------------------------------------------
-
-
-def _path(options: Options, option: str, default: str = "") -> str:
-    path = options.text(option) or default
-    if not os.path.isabs(path) or path.endswith("/"):
-        raise options.refuse(option, f"{path!r} is not the absolute path of a file")
-    if "#" in path or path != path.strip() or not path.isprintable():
-        raise options.refuse(option, f"{path!r} cannot be written into the configuration: '#' or white space")
-    return path
-
-
-def _offloads(options: Options) -> tuple[str, ...]:
-    names = options.texts("disable_offloads")
-    for name in names:
-        if name not in OFFLOADS:
-            raise options.refuse("disable_offloads", f"{name!r} is not one of {', '.join(OFFLOADS)}")
-    return offloads_of(names)
-
-
-def _peers(entries: list[Options], check_mode: bool) -> tuple[FilePeer, ...]:
-    """:raises SpecError: an entry is malformed, or two want the same."""
-    keys: dict[str, str] = {}
-    owners: dict[str, str] = {}
-    peers = []
-    for position, entry in enumerate(entries):
-        where = f"peers[{position}]"
-        peer = _peer(entry, check_mode)
-        if peer.public_key and keys.setdefault(peer.public_key, where) != where:
-            raise entry.refuse("public_key", f"is that of {keys[peer.public_key]} too")
-        for prefix in peer.allowed_ips:
-            if owners.setdefault(prefix, where) != where:
-                raise entry.refuse("allowed_ips", f"{prefix} belongs to {owners[prefix]} already")
-        peers.append(peer)
-    return tuple(peers)
-
-
-def _peer(entry: Options, check_mode: bool) -> FilePeer:
-    public_key = entry.text("public_key") or ""
-    if not public_key and not check_mode:
-        raise entry.refuse("public_key", "is required")
-    if public_key and _x25519.from_base64(public_key.encode()) is None:
-        raise entry.refuse("public_key", "is not a WireGuard key (32 bytes in base64, 44 characters)")
-    endpoint = entry.text("endpoint") or ""
-    if endpoint:
-        try:
-            split_endpoint(endpoint)
-        except ValueError as error:
-            raise entry.refuse("endpoint", f"{endpoint!r} {error}") from None
-    peer = FilePeer(
-        public_key=public_key,
-        name=name_of(entry.text("name") or ""),
-        allowed_ips=_allowed_ips(entry),
-        endpoint=endpoint,
-        keepalive_s=entry.integer("persistent_keepalive", 0, 65535, 0) or 0,
-        preshared_key_file=(_path(entry, "preshared_key_file") if entry.text("preshared_key_file") else ""),
-    )
-    entry.done()
-    return peer
-
-
-def _allowed_ips(entry: Options) -> tuple[str, ...]:
-    prefixes = []
-    for text in entry.texts("allowed_ips"):
-        try:
-            prefixes.append(str(ipaddress.ip_network(text)))
-        except ValueError as error:
-            raise entry.refuse("allowed_ips", str(error)) from None
-    return tuple(dict.fromkeys(prefixes))
-
-
-def split_endpoint(text: str) -> tuple[str, int]:
-    """Host (a name, or an address without brackets) and port.
-
-    :raises ValueError: it is neither; the message goes behind the text.
-    """
-    host, colon, port = text.rpartition(":")
-    if not colon or not host:
-        raise ValueError("is not host:port or [IPv6 address]:port")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError("has no port from 1 to 65535")
-    if host.startswith("[") and host.endswith("]"):
-        bare = host[1:-1]
-        if literal_address(text) is None or ":" not in bare:
-            raise ValueError("has no IPv6 address in its brackets")
-        return bare, int(port)
-    if ":" in host:
-        raise ValueError("has an IPv6 address without brackets: write [address]:port")
-    numeric = host.replace(".", "").isdigit()
-    if literal_address(text) is None and (
-        numeric or not host.isascii() or not all(char.isalnum() or char in "-._" for char in host)
-    ):
-        raise ValueError("has neither an address nor a host name")
-    return host, int(port)
-
-
-def literal_address(endpoint: str) -> str | None:
-    """An endpoint as the control socket takes it, or ``None`` when its host is a name."""
-    host, _colon, port = endpoint.rpartition(":")
-    try:
-        address = ipaddress.ip_address(host[1:-1] if host.startswith("[") else host)
-    except ValueError:
-        return None
-    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
-
-
 # --- Plan ---------------------------------------------------------------------------------------------------
 
 
@@ -274,6 +114,7 @@ def endpoints_to_send(spec: PeersSpec, config: FileConfig, relay: Relay) -> list
 
 def plan(spec: PeersSpec, observed: Observed) -> Plan:
     """Pure. :raises SpecError: the wish would harm the host and is not allowed to."""
+    _guard_descent(spec, observed)
     _guard_own_key(spec, observed)
     _guard_identity(spec, observed)
     _guard_removal(spec, observed)
@@ -290,6 +131,20 @@ def plan(spec: PeersSpec, observed: Observed) -> Plan:
 
 def _by_key(peers: Any) -> dict[str, Any]:
     return {peer.public_key: peer for peer in peers if peer.public_key}
+
+
+def _guard_descent(spec: PeersSpec, observed: Observed) -> None:
+    """The host may have peers that this run's registry does not know of yet; they would be dropped."""
+    descent, found = spec.descent, observed.config.registry_id
+    if not found or descent.adopt or not descent.lineage or found in descent.lineage:
+        return
+    raise SpecError(
+        "registry",
+        f"the peers of {spec.name} come from a registry ({found}) that the one of this run "
+        f"({descent.id or 'without an id'}) does not descend from: this one is not up to date, or of another "
+        "checkout, or another run came in between. Update it and run again. If the host is to be taken over "
+        "all the same, set registry.adopt (of culvert.vpn.site: site_registry_adopt). Nothing was changed",
+    )
 
 
 def _guard_own_key(spec: PeersSpec, observed: Observed) -> None:
@@ -337,7 +192,9 @@ def _file_difference(spec: PeersSpec, observed: Observed) -> _Difference:
     for item in dict.fromkeys([*found, *wanted]):
         if found.get(item) != wanted.get(item):
             difference.note(item, found.get(item), wanted.get(item))
-    if observed.text is not None and observed.text != render(spec.config) and not difference.before:
+    # Whoever wrote the same: who it was is no difference.
+    as_written = render(replace(spec.config, registry_id=observed.config.registry_id))
+    if observed.text is not None and observed.text != as_written and not difference.before:
         # Comments, the order, or what is not understood: hand-made, in any case.
         difference.note("layout", "edited by hand", "as culvert.vpn writes it")
     owner = observed.owner if spec.owner is None else spec.owner
@@ -396,7 +253,13 @@ def _interface_difference(difference: _Difference, spec: PeersSpec, observed: Ob
     if fwmark != relay.fwmark:
         before["FwMark"], after["FwMark"] = relay.fwmark, fwmark
         difference.lines.append(("fwmark", str(fwmark)))
-    if after:
+    group, running = spec.config.failover, relay.failover.group if relay.failover else None
+    lines = group_lines(running, group)
+    if lines:
+        before.update(running.options() if running else [])
+        after.update(group.options() if group else [])
+        difference.lines += lines
+    if before or after:
         difference.note("interface", before, after)
 
 
@@ -415,6 +278,7 @@ def _target(observed: Observed, wanted: FilePeer, current: Peer | None, in_file:
         allowed_ips=wanted.allowed_ips,
         persistent_keepalive_s=wanted.keepalive_s,
         preshared_key=preshared_key,
+        failover=wanted.failover,
     )
 
 
@@ -428,6 +292,8 @@ def _peer_lines(current: Peer | None, target: Peer) -> list[Line]:
         lines.append(("endpoint", target.endpoint))
     if target.persistent_keepalive_s != base.persistent_keepalive_s:
         lines.append(("persistent_keepalive_interval", str(target.persistent_keepalive_s)))
+    if target.failover != base.failover:
+        lines.append(("failover", "none" if target.failover is None else str(target.failover)))
     if set(target.allowed_ips) != {prefix_of(prefix) for prefix in base.allowed_ips}:
         # Whole, for one peer: the API takes a prefix from whoever had it, all within one request.
         lines.append(("replace_allowed_ips", "true"))
@@ -450,4 +316,5 @@ def _shown(peer: Peer, name: str) -> dict[str, Any]:
         "Endpoint": peer.endpoint or "",
         "PersistentKeepalive": peer.persistent_keepalive_s,
         "PresharedKey": "yes" if peer.preshared_key else "no",
+        **({} if peer.failover is None else {"Failover": peer.failover}),
     }

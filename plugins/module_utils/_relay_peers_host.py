@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -18,16 +19,9 @@ from . import _x25519
 from ._core import Change, HostError, PlainBackend, Plan, SpecError
 from ._files import read_text, write_text
 from ._relay_file import FileConfig, parse
-from ._relay_peers import (
-    FILE_MODE,
-    Observed,
-    PeersSpec,
-    endpoints_to_send,
-    literal_address,
-    plan,
-    split_endpoint,
-)
-from ._uapi import Relay, configure, query
+from ._relay_peers import FILE_MODE, Line, Observed, endpoints_to_send, plan
+from ._relay_peers_spec import PeersSpec, literal_address, split_endpoint
+from ._uapi import Refused, Relay, configure, query_all
 
 _KEY_FILE_MAX_BYTES = 4096
 
@@ -49,7 +43,7 @@ class PeersBackend(PlainBackend):
         text = read_text(spec.config_path)
         mode, owner, group = self._protection(text)
         config = parse(text or "")
-        relay = query(spec.socket_path)
+        relay = query_all(spec.socket_path)
         key = self._own_key()
         if relay is not None and config.disable_offloads != spec.config.disable_offloads:
             self._reload = True
@@ -134,11 +128,27 @@ class PeersBackend(PlainBackend):
 
     def apply(self, change: Change) -> None:
         if change.action == "set":
-            configure(self.spec.socket_path, change.data)
+            self._configure(change.data)
             return
         owner = -1 if self.spec.owner is None else self.spec.owner
         group = -1 if self.spec.group is None else self.spec.group
         write_text(self.spec.config_path, change.data, FILE_MODE, *self._kept(owner, group))
+
+    def _configure(self, lines: list[Line]) -> None:
+        try:
+            configure(self.spec.socket_path, lines)
+        except Refused as refusal:
+            if refusal.code != errno.EINVAL or not any("failover" in key for key, _value in lines):
+                raise
+            if self.spec.replaced:
+                self.warnings.append(
+                    f"the relay {self.spec.name} is left as it is until it is replaced: {refusal}"
+                )
+                return
+            raise HostError(
+                f"{refusal}. Its image does not know failover groups: upgrade that (of the role, "
+                "relay_image), or give the host one server. Nothing was changed"
+            ) from None
 
     def _kept(self, owner: int, group: int) -> tuple[int, int]:
         """A file that is replaced keeps the owner and the group that nobody asks to change."""

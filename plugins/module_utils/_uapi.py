@@ -18,12 +18,15 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import _x25519
 from ._core import HostError, SpecError
+from ._files import read_text
 from ._options import Options
+from ._relay_failover import Failover, parse_failover
+from ._relay_file import registry_id_of
 
 SOCKET_DIRECTORY = "/run/wireguard"
 # 1000 peers with a dozen allowed IPs each are 0.7 MB.
@@ -37,6 +40,7 @@ class Peer:
     :ivar endpoint: ``address:port`` or ``[address]:port``; ``None`` while it is not known.
     :ivar latest_handshake_s: Unix time, 0 for never.
     :ivar preshared_key: ``None`` for none.
+    :ivar failover: priority in the failover group, ``None`` for no member. Only :func:`query_all` tells.
     """
 
     public_key: str
@@ -47,6 +51,7 @@ class Peer:
     tx_bytes: int = 0
     persistent_keepalive_s: int = 0
     preshared_key: _x25519.SecretKey | None = field(default=None, repr=False)
+    failover: int | None = None
 
     def handshake_age_s(self, now_s: float) -> int | None:
         """Seconds since the latest handshake; ``None`` for never."""
@@ -55,12 +60,26 @@ class Peer:
 
 @dataclass(frozen=True)
 class Relay:
-    """:ivar public_key: base64, ``None`` when the relay has no key."""
+    """:ivar public_key: base64, ``None`` when the relay has no key.
+    :ivar failover: ``None`` without a failover group. Only :func:`query_all` tells.
+    """
 
     public_key: str | None = None
     listen_port: int = 0
     fwmark: int = 0
     peers: tuple[Peer, ...] = field(default_factory=tuple)
+    failover: Failover | None = None
+
+
+class Refused(HostError):
+    """A relay refused a change; it did nothing of it.
+
+    :ivar code: number of the error.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -138,6 +157,40 @@ def query(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Relay | None:
     return None if reply is None else parse(reply.decode("ascii", "replace"), path)
 
 
+def failover(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Failover | None:
+    """The failover group of the relay behind the socket ``path``; ``None`` if it has none, or is none that
+    knows the question.
+    """
+    try:
+        reply = _exchange(path, b"culvert=1\n\n", timeout_s)
+    except HostError:
+        return None
+    return None if reply is None else parse_failover(reply.decode("ascii", "replace"))
+
+
+def query_all(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Relay | None:
+    """As :func:`query`, with the failover group. A member's prefixes are its own then, without the group's.
+
+    :raises HostError: as :func:`query`.
+    """
+    relay = query(path, timeout_s)
+    return None if relay is None else with_failover(relay, failover(path, timeout_s))
+
+
+def with_failover(relay: Relay, found: Failover | None) -> Relay:
+    """Pure part of :func:`query_all`."""
+    if found is None:
+        return relay
+    peers = []
+    for peer in relay.peers:
+        priority = found.priority_of(peer.public_key)
+        own = peer.allowed_ips
+        if priority is not None:
+            own = tuple(prefix for prefix in own if prefix not in found.group.allowed_ips)
+        peers.append(replace(peer, allowed_ips=own, failover=priority))
+    return replace(relay, peers=tuple(peers), failover=found)
+
+
 def configure(
     path: str,
     lines: Iterable[tuple[str, str | _x25519.SecretKey]],
@@ -146,7 +199,7 @@ def configure(
     """Have the relay behind the socket ``path`` change, in one request: it does all of it or nothing.
 
     :param lines: keys and values in the order of the request.
-    :raises HostError: it is not there any more, or refuses.
+    :raises HostError: it is not there any more, or, as :class:`Refused`, refuses.
     """
     request = ["set=1"]
     for key, value in lines:
@@ -159,7 +212,8 @@ def configure(
         raise HostError(f"what is behind {path} does not speak WireGuard's userspace API")
     if int(code):
         # wireguard-go and the relay answer with negative numbers.
-        raise HostError(f"the relay behind {path} refuses the change: {os.strerror(abs(int(code)))}")
+        number = abs(int(code))
+        raise Refused(f"the relay behind {path} refuses the change: {os.strerror(number)}", number)
 
 
 def _exchange(path: str, request: bytes, timeout_s: float) -> bytes | None:
@@ -252,28 +306,30 @@ def info(params: Mapping[str, Any]) -> dict[str, Any]:
     options = Options(params)
     name = interface_name(options, "name", "culvert0")
     path = socket_path_of(options, name)
+    config_path = options.text("config_path")
     options.done()
     relay = query(path)
-    if relay is None:
-        return {"running": False, "public_key": None, "listen_port": None, "fwmark": None, "peers": []}
+    group = failover(path) if relay is not None else None
+    text = read_text(config_path) if config_path else None
     now_s = time.time()
-    peers = [
-        {
-            "public_key": peer.public_key,
-            "endpoint": peer.endpoint,
-            "allowed_ips": list(peer.allowed_ips),
-            "latest_handshake_s": peer.latest_handshake_s,
-            "handshake_age_s": peer.handshake_age_s(now_s),
-            "rx_bytes": peer.rx_bytes,
-            "tx_bytes": peer.tx_bytes,
-            "persistent_keepalive_s": peer.persistent_keepalive_s,
-        }
-        for peer in relay.peers
-    ]
     return {
-        "running": True,
-        "public_key": relay.public_key,
-        "listen_port": relay.listen_port,
-        "fwmark": relay.fwmark,
-        "peers": peers,
+        "running": relay is not None,
+        "public_key": relay.public_key if relay else None,
+        "listen_port": relay.listen_port if relay else None,
+        "fwmark": relay.fwmark if relay else None,
+        "peers": [
+            {
+                "public_key": peer.public_key,
+                "endpoint": peer.endpoint,
+                "allowed_ips": list(peer.allowed_ips),
+                "latest_handshake_s": peer.latest_handshake_s,
+                "handshake_age_s": peer.handshake_age_s(now_s),
+                "rx_bytes": peer.rx_bytes,
+                "tx_bytes": peer.tx_bytes,
+                "persistent_keepalive_s": peer.persistent_keepalive_s,
+            }
+            for peer in (relay.peers if relay else ())
+        ],
+        "failover": group.as_dict() if group else {},
+        "registry_id": registry_id_of(text or "") or None,
     }

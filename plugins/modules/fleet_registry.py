@@ -11,11 +11,11 @@ module: fleet_registry
 short_description: Keep the registry of a fleet's public keys and tunnel addresses
 version_added: 0.1.0
 description:
-  - Keeps a file beside the inventory that says who is in the fleet, by which public key, and at which address
-    inside the tunnel. A run that sees only some of the hosts knows the others from it, so nobody is dropped or
-    renumbered by C(--limit), by a host that cannot be reached, or by a cache of facts.
-  - The fleet is the groups C(vpn_servers) and C(vpn_clients) of the inventory. Their variables are read as the
-    inventory has them (C(relay_address) and C(relay_address6), which pin an address, C(client_networks),
+  - Keeps a file beside the inventory that says who is in the fleet, by which public key, and at which
+    address inside the tunnel. A run that sees only some of the hosts knows the others from it, so nobody is
+    dropped or renumbered by C(--limit), by a host that cannot be reached, or by a cache of facts.
+  - The fleet is the groups C(vpn_servers) and C(vpn_clients) of the inventory. Their variables are read as
+    the inventory has them (C(relay_address) and C(relay_address6), which pin an address, C(client_networks),
     C(server_site_networks), C(client_servers), C(client_acl), C(server_drain)).
   - Of hosts that are still in the play, their facts are read as well - C(relay_identity) with C(public_key),
     C(endpoint), C(addresses) (those that the host's tunnel has now), C(ipv6) (whether the host has it) and
@@ -54,9 +54,9 @@ options:
     description:
       - V(check) changes nothing and fails if the fleet cannot be as the inventory has it, with all that is
         wrong. It is for the beginning of a run, when hosts were looked at and none was changed.
-      - V(joined) gives an address to hosts that have none, and writes down what is known of the hosts that are
-        still in the play. A run for the whole inventory takes out who is not in the inventory any more; one
-        that is limited takes out nobody. It is repeated when more is known, such as C(relay_path).
+      - V(joined) gives an address to hosts that have none, and writes down what is known of the hosts that
+        are still in the play. A run for the whole inventory takes out who is not in the inventory any more;
+        one that is limited takes out nobody. It is repeated when more is known, such as C(relay_path).
       - V(forgotten) takes O(hosts) out. An empty registry is removed.
     type: str
     choices: [check, joined, forgotten]
@@ -84,8 +84,8 @@ options:
     default: 3
   adopt:
     description:
-      - Whether to go on where a lost registry cannot be made anew from the hosts, as not all of them are here.
-        Those that are not here are dropped until they are in a run again.
+      - Whether to go on where a lost registry cannot be made anew from the hosts, as not all of them are
+        here. Those that are not here are dropped until they are in a run again.
     type: bool
     default: false
 seealso:

@@ -41,6 +41,11 @@ options:
     description:
       - Path of the control socket. Defaults to C(/run/wireguard/NAME.sock).
     type: path
+  config_path:
+    description:
+      - Absolute path of the relay's configuration file, in which RV(registry_id) is looked up. Without it,
+        RV(registry_id) is V(null).
+    type: path
 seealso:
   - module: culvert.vpn.tunnel_probe
 """
@@ -116,6 +121,52 @@ peers:
       description: Interval of keepalives to the peer in seconds, V(0) for none.
       type: int
       sample: 25
+failover:
+  description: The relay's failover group, empty for a relay that has none.
+  returned: success
+  type: dict
+  contains:
+    active:
+      description: Public key of the member that is sent to, in base64, V(null) for none.
+      type: str
+      sample: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
+    allowed_ips:
+      description: The prefixes that belong to the group.
+      type: list
+      elements: str
+      sample: ["0.0.0.0/0"]
+    timeout_s:
+      description: After how many seconds of silence another member takes over.
+      type: float
+      sample: 2.5
+    return_s:
+      description: After how many seconds of answers a preferred member takes over again.
+      type: float
+      sample: 30
+    members:
+      description: The members.
+      type: list
+      elements: dict
+      contains:
+        public_key:
+          description: The member's public key in base64.
+          type: str
+          sample: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
+        priority:
+          description: The lowest one that is alive is sent to, V(0) never.
+          type: int
+          sample: 1
+        state:
+          description: V(active), V(ready) (it answers), V(silent), or V(unknown) (it was not asked yet).
+          type: str
+          sample: active
+registry_id:
+  description:
+    - The id of the state of the fleet's registry that the configuration file was written from, V(null) for
+      none.
+  returned: success
+  type: str
+  sample: 9f3a21c4
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -128,6 +179,7 @@ def main() -> None:
         argument_spec={
             "name": {"type": "str", "default": "culvert0"},
             "socket_path": {"type": "path"},
+            "config_path": {"type": "path"},
         },
         supports_check_mode=True,
     )

@@ -136,6 +136,63 @@ options:
           - Absolute path of a file on the host with a pre-shared key for this peer, in base64, which the
             relay may read.
         type: path
+      failover:
+        description:
+          - Makes the peer a member of the failover group, see O(failover). What is sent to the group's
+            prefixes goes to the member with the lowest number that is alive.
+          - V(0) is for a member that may send from the group's prefixes and is never sent to.
+          - Without it, the peer is no member.
+        type: int
+  failover:
+    description:
+      - The relay's failover group. Its members are the peers that have O(peers[].failover).
+      - Needs a relay that knows failover groups. Another one is left as it is, with an error that says so.
+    type: dict
+    default: {}
+    suboptions:
+      allowed_ips:
+        description:
+          - Prefixes that belong to the group. They are sent to the active member, and every member may send
+            from them. None of them may be a peer's own.
+        type: list
+        elements: str
+        default: []
+      timeout_s:
+        description:
+          - After how many seconds without a sign of life of the active member another one takes over, from
+            1 to 60.
+        type: float
+        default: 2.5
+      return_s:
+        description:
+          - For how many seconds a preferred member has to answer before it takes over again, from 0 to 3600.
+        type: int
+        default: 30
+  registry:
+    description:
+      - Which state of the fleet's registry O(peers) come from, as P(culvert.vpn.fleet#lookup) says it.
+      - When the file is written, the state's id is written into it. An id alone is never a difference.
+      - A file with the id of a state from which this one does not descend was written from another registry
+        or from a later state of this one. Then nothing is changed and the module fails.
+    type: dict
+    default: {}
+    suboptions:
+      id:
+        description:
+          - The state's id, empty for none.
+        type: str
+        default: ""
+      lineage:
+        description:
+          - Ids of the states that it descends from. Its own may be among them.
+        type: list
+        elements: str
+        default: []
+      adopt:
+        description:
+          - Whether the host is taken over from whatever registry its file comes from.
+        type: bool
+        default: false
   allow_identity_change:
     description:
       - Whether the relay may get another private key than the one it runs with. All its sessions end then,
@@ -145,6 +202,12 @@ options:
   allow_removal:
     description:
       - Whether most peers may be removed at once, that is more than half of them and more than two.
+    type: bool
+    default: false
+  replaced:
+    description:
+      - Whether the relay that runs is replaced after this, by another image for example.
+      - One that is too old for what it is told is then left to that. The file is written in any case.
     type: bool
     default: false
 seealso:
@@ -166,6 +229,22 @@ EXAMPLES = r"""
         public_key: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
         allowed_ips: [10.86.0.7/32]
         preshared_key_file: /etc/culvert/laptop.psk
+
+- name: Two servers, of which the first one is used while it answers
+  culvert.vpn.relay_peers:
+    peers:
+      - public_key: hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=
+        allowed_ips: [10.86.0.1/32]
+        endpoint: gate1.example.net:51820
+        persistent_keepalive: 25
+        failover: 1
+      - public_key: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
+        allowed_ips: [10.86.0.2/32]
+        endpoint: gate2.example.net:51820
+        persistent_keepalive: 25
+        failover: 2
+    failover:
+      allowed_ips: [0.0.0.0/0, "::/0"]
 
 - name: Nobody may connect any more
   culvert.vpn.relay_peers:
@@ -204,8 +283,8 @@ option:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.culvert.vpn.plugins.module_utils._module import run_module
-from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers import PeersSpec
 from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers_host import PeersBackend
+from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers_spec import PeersSpec
 
 PEER_OPTIONS = {
     "name": {"type": "str"},
@@ -214,6 +293,17 @@ PEER_OPTIONS = {
     "endpoint": {"type": "str"},
     "persistent_keepalive": {"type": "int", "default": 0},
     "preshared_key_file": {"type": "path", "no_log": False},
+    "failover": {"type": "int"},
+}
+FAILOVER_OPTIONS = {
+    "allowed_ips": {"type": "list", "elements": "str", "default": []},
+    "timeout_s": {"type": "float", "default": 2.5},
+    "return_s": {"type": "int", "default": 30},
+}
+REGISTRY_OPTIONS = {
+    "id": {"type": "str", "default": ""},
+    "lineage": {"type": "list", "elements": "str", "default": []},
+    "adopt": {"type": "bool", "default": False},
 }
 
 
@@ -236,8 +326,11 @@ def main() -> None:
                 "default": [],
             },
             "peers": {"type": "list", "elements": "dict", "required": True, "options": PEER_OPTIONS},
+            "failover": {"type": "dict", "default": {}, "options": FAILOVER_OPTIONS},
+            "registry": {"type": "dict", "default": {}, "options": REGISTRY_OPTIONS},
             "allow_identity_change": {"type": "bool", "default": False},
             "allow_removal": {"type": "bool", "default": False},
+            "replaced": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

@@ -23,11 +23,10 @@ from ansible_collections.culvert.vpn.plugins.module_utils._relay_file import (
     parse,
     render,
 )
-from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers import (
-    Observed,
+from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers import Observed, plan
+from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers_spec import (
     PeersSpec,
     literal_address,
-    plan,
     split_endpoint,
 )
 from ansible_collections.culvert.vpn.plugins.module_utils._uapi import Peer, Relay
