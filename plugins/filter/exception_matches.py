@@ -6,15 +6,19 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: exception_matches
-short_description: Exceptions from the kill switch as matches of iptables rules
+short_description: What may pass, as matches of iptables rules
 version_added: 0.1.0
 author:
   - Culvert contributors (@culvert-vpn)
 description:
-  - Turns what may leave a host beside the tunnel into the matches of rules for one address family.
+  - Turns what may leave a host beside the tunnel, or what a client may begin in it, into the matches of
+    rules for one address family, and bridges of containers into those for what goes to private addresses there.
 options:
   _input:
-    description: The exceptions, as in O(culvert.vpn.client#role:main:client_kill_switch_allow).
+    description:
+      - As in O(culvert.vpn.client#role:main:client_kill_switch_allow),
+        O(culvert.vpn.client#role:main:client_acl) or
+        O(culvert.vpn.client#role:main:client_container_devices).
     type: list
     elements: raw
     required: true
@@ -28,6 +32,11 @@ options:
     type: list
     elements: int
     default: []
+  of:
+    description: Which of the three it is.
+    type: str
+    choices: [traffic, acl, devices]
+    default: traffic
 """
 
 EXAMPLES = r"""
@@ -49,9 +58,11 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.culvert.vpn.plugins.plugin_utils._exceptions import exception_matches
 
 
-def _exception_matches(items: list[t.Any], family: str, ports: tuple[int, ...] = ()) -> list[str]:
+def _exception_matches(
+    items: list[t.Any], family: str, ports: tuple[int, ...] = (), of: str = "traffic"
+) -> list[str]:
     try:
-        return exception_matches(items, family, ports)
+        return exception_matches(items, family, ports, of)
     except (TypeError, ValueError, KeyError, AttributeError) as exc:
         raise AnsibleFilterError(f"culvert.vpn.exception_matches: {exc}") from exc
 

@@ -6,15 +6,18 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: exception_problems
-short_description: What is wrong with a list of exceptions from the kill switch
+short_description: What is wrong with a list of what may pass
 version_added: 0.1.0
 author:
   - Culvert contributors (@culvert-vpn)
 description:
-  - Checks a list of what may leave a host beside the tunnel.
+  - Checks a list of what may leave a host beside the tunnel, of what a client may begin in it, or of devices.
 options:
   _input:
-    description: The exceptions, as in O(culvert.vpn.client#role:main:client_kill_switch_allow).
+    description:
+      - As in O(culvert.vpn.client#role:main:client_kill_switch_allow),
+        O(culvert.vpn.client#role:main:client_acl) or
+        O(culvert.vpn.client#role:main:client_container_devices).
     type: list
     elements: raw
     required: true
@@ -22,6 +25,11 @@ options:
     description: The variable that holds the list, for the sentences.
     type: str
     required: true
+  of:
+    description: Which of the three it is.
+    type: str
+    choices: [traffic, acl, devices]
+    default: traffic
 """
 
 EXAMPLES = r"""
@@ -43,9 +51,9 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.culvert.vpn.plugins.plugin_utils._exceptions import exception_problems
 
 
-def _exception_problems(items: t.Any, option: str) -> list[str]:
+def _exception_problems(items: t.Any, option: str, of: str = "traffic") -> list[str]:
     try:
-        return exception_problems(items, option)
+        return exception_problems(items, option, of)
     except (TypeError, ValueError, KeyError, AttributeError) as exc:
         raise AnsibleFilterError(f"culvert.vpn.exception_problems: {exc}") from exc
 

@@ -24,9 +24,33 @@ HOSTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
             "client_kill_switch_allow": ["10.0.0.0/8", {"to": "::/0", "protocol": "icmp"}],
             "client_dns_servers": ["server", "10.86.0.1", "fd86::1"],
             "client_dns_search": ["example.com", "lan."],
-            "client_server": "gate",
+            "client_servers": ["low", "gate"],
+            "client_acl": [{"to": "10.0.0.0/8", "protocol": "tcp", "port": "80:90"}],
+            "client_remote_networks": ["10.20.0.0/16"],
         },
         [],
+    ),
+    "remote": (
+        "client",
+        {"client_remote_networks": ["10.20.0.1/16"]},
+        ["client_remote_networks: 10.20.0.1/16"],
+    ),
+    "permitted": (
+        "client",
+        {"client_acl": [{"to": "10.0.0.0/8", "port": 80}, {"to": "10.0.0.0/8", "device": "eth0"}]},
+        [
+            "client_acl[0].port: 80 needs a protocol",
+            "client_acl[1] has device, which is none of to, protocol",
+        ],
+    ),
+    "twice": ("client", {"client_servers": ["gate", "gate"]}, ["client_servers names a server twice"]),
+    "hasty": (
+        "client",
+        {"client_failover_timeout_s": 0.5, "client_failover_return_s": 4000},
+        [
+            "client_failover_timeout_s: 0.5 is not a number from 1 to 60",
+            "client_failover_return_s: 4000 is not",
+        ],
     ),
     "prefix": ("client", {"client_tunnel_prefixes": ["10.0.0.1/8"]}, ["client_tunnel_prefixes", "host bits"]),
     "exception": (
@@ -55,8 +79,13 @@ HOSTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     ),
     "nobody": (
         "client",
-        {"client_dns_servers": ["server"], "client_server": "elsewhere"},
-        ["server needs client_server, a host of the group vpn_servers"],
+        {"client_dns_servers": ["server"], "client_servers": []},
+        ["server needs client_servers, hosts of the group vpn_servers"],
+    ),
+    "elsewhere": (
+        "client",
+        {"client_servers": ["gate", "plain"]},
+        ["client_servers: plain is no host of the group vpn_servers"],
     ),
     "search": ("client", {"client_dns_search": ["example.com", "a b"]}, ["a b is not a domain"]),
     "unmarked": ("client", {"relay_fwmark": 0}, ["relay_fwmark: 0 is no mark"]),
@@ -72,6 +101,22 @@ HOSTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         {"server_responder_port": 51820},
         ["51820 is not a port from 1024 to 65535 other than"],
     ),
+    "site": (
+        "server",
+        {"server_site_networks": ["10.20.0.0/16", "10.30.0.1/16"], "server_networks": ["10.20.0.0/16"]},
+        ["server_site_networks: 10.20.0.0/16 is behind another host, too", "10.30.0.1/16 has host bits set"],
+    ),
+    "closed": (
+        "server",
+        {"server_site_networks": ["10.20.0.0/16"], "server_forward": False},
+        ["server_site_networks are forwarded to, which server_forward forbids"],
+    ),
+    "listed": (
+        "server",
+        {"server_client_acls": {"plain": {"addresses": ["10.86.0.2/32"], "rules": [{"to": "lan"}]}}},
+        ["server_client_acls[plain].rules[0].to: 'lan'"],
+    ),
+    "drained": ("server", {"server_drain": "soon"}, ["server_drain: soon is neither true nor false"]),
     "low": ("server", {"server_responder_port": 80}, ["80 is not a port from 1024"]),
 }
 

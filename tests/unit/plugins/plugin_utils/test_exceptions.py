@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from ansible_collections.culvert.vpn.plugins.plugin_utils._exceptions import (
-    container_matches,
-    device_problems,
     exception_matches,
     exception_problems,
 )
@@ -47,7 +45,7 @@ def test_what_is_malformed_is_said(item: Any, said: str) -> None:
 
 def test_what_is_not_a_list_is_said() -> None:
     assert exception_problems("192.168.1.0/24", "allow") == ["allow is not a list"]
-    assert device_problems("docker0", "bridges") == ["bridges is not a list"]
+    assert exception_problems("docker0", "bridges", "devices") == ["bridges is not a list"]
 
 
 GOOD = [
@@ -80,19 +78,55 @@ def test_only_those_that_name_a_port() -> None:
     assert exception_matches(GOOD, "ipv6", [53, 853]) == ["-d ::/0 -p udp -m udp --dport 853"]
 
 
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ({"to": "::/0", "device": "eth0"}, "acl[0] has device, which is none of to, protocol, port"),
+        ("10.0.0.0/8", "acl[0] is no mapping of to, protocol, port"),
+        ({"to": "::/0", "port": "60:53", "protocol": "tcp"}, "no range such as 8000:8099"),
+        ({"to": "::/0", "port": "0:53", "protocol": "tcp"}, "acl[0].port: '0:53' is not a number"),
+        ({"to": "::/0", "port": "53:", "protocol": "tcp"}, "acl[0].port: '53:'"),
+        ({"to": "::/0", "port": "53:60"}, "needs a protocol that has ports"),
+    ],
+)
+def test_what_is_malformed_of_an_acl_is_said(item: Any, said: str) -> None:
+    (problem,) = exception_problems([item], "acl", "acl")
+    assert said in problem
+
+
+def test_matches_of_an_acl() -> None:
+    acl = [
+        {"to": "10.0.0.0/8"},
+        {"to": "::/0", "protocol": "icmp"},
+        {"to": "10.1.1.1", "protocol": "tcp", "port": "080:90"},
+    ]
+    assert exception_problems(acl, "acl", "acl") == []
+    assert exception_matches(acl, "ipv4", of="acl") == [
+        "-d 10.0.0.0/8",
+        "-d 10.1.1.1/32 -p tcp -m tcp --dport 80:90",
+    ]
+    assert exception_matches(acl, "ipv6", of="acl") == ["-d ::/0 -p ipv6-icmp"]
+
+
+def test_there_is_no_other_kind_of_list() -> None:
+    with pytest.raises(ValueError, match="'things' is none of traffic, acl, devices"):
+        exception_problems([], "allow", "things")
+
+
 @pytest.mark.parametrize("pattern", ["", None, "+", "br 0", "br+0", "a-very-long-name", 5])
 def test_devices_that_are_none(pattern: Any) -> None:
-    (problem,) = device_problems([pattern], "bridges")
+    (problem,) = exception_problems([pattern], "bridges", "devices")
     assert problem.startswith("bridges[0]: ")
 
 
 def test_bridges_are_let_pass_to_private_addresses_only() -> None:
-    assert device_problems(["docker0", "br-+"], "bridges") == []
-    assert container_matches(["docker0", "docker0"], "ipv6") == [
+    assert exception_problems(["docker0", "br-+"], "bridges", "devices") == []
+    assert exception_matches(["docker0", "docker0"], "ipv6", of="devices") == [
         "-d fc00::/7 -o docker0 -m comment --comment containers",
         "-d fe80::/10 -o docker0 -m comment --comment containers",
     ]
-    assert [match.split()[1] for match in container_matches(["br-+"], "ipv4")] == [
+    matches = exception_matches(["br-+"], "ipv4", of="devices")
+    assert [match.split()[1] for match in matches] == [
         "10.0.0.0/8",
         "172.16.0.0/12",
         "192.168.0.0/16",
