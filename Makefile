@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test fuzz sanitize bench bench-load soak lint sanity image wheels execution-environment build setup deps-update clean
+.PHONY: help demo demo-down test fuzz sanitize bench bench-load bench-size soak lint sanity image wheels execution-environment build setup deps-update clean
 
 help: ## this list
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk -F: '{ printf "  make %-22s %s\n", $$1, $$2 }'
@@ -47,6 +47,11 @@ bench-load: ## what many peers and a flood cost a relay; ARGS='--peers 10 1000'
 	@tools/packages.sh test
 	@tools/setup.sh tools
 	@PYTHONPATH=images/relay/src tools/run.sh python -m bench.relay_load $(ARGS)
+
+bench-size: ## what 100 to 10,000 peers cost a relay that has little to do; ARGS='--peers 1000 --alive 0'
+	@tools/packages.sh test
+	@tools/setup.sh tools
+	@PYTHONPATH=images/relay/src tools/run.sh python -m bench.relay_size $(ARGS)
 
 soak: ## two relays under a transfer, rekeys and peers that come and go; ARGS=minutes
 	@tools/packages.sh test

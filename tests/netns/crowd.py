@@ -100,7 +100,7 @@ class Crowd:
         # Single-threaded, and not on this machine's account: the engine is the source tree's.
         env = {"PYTHONPATH": str(RELAY_SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
         self.process = self.host.spawn([sys.executable, SCRIPT, str(plan)], "crowd", env)
-        await_output(self.process, "ready", 30)
+        await_output(self.process, "ready", 30 + self.size / 100)
 
     def ping(
         self,
@@ -128,6 +128,12 @@ class Crowd:
     def renew(self, first: int, count: int) -> None:
         """Let members forget their sessions, as if they had been restarted."""
         self._order("renew", {"first": first, "count": count}, 10)
+
+    def keep_alive(self, interval_s: int) -> int:
+        """Turn persistent keepalive on for the members, one after the other during ``interval_s``, so that
+        they do not all send in the same moment ever after. Returns how many handshakes they made.
+        """
+        return int(self._order("keep_alive", {"interval_s": interval_s}, interval_s + 60)["handshakes"])
 
     def _order(self, what: str, options: dict[str, float], timeout_s: float) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as connection:

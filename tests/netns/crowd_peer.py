@@ -111,6 +111,11 @@ class Member:
             and packet[28:] == order.to_bytes(4).rjust(PAYLOAD_BYTES, b"\xa5")
         )
 
+    def keep_alive(self, interval_s: int) -> None:
+        for peer in self.device.peers():
+            peer.set_keepalive_interval(interval_s, time.monotonic())
+        self.flush()
+
     def handle_timer(self, now: float) -> None:
         moment = self.device.get_timer()
         if moment is not None and moment <= now:
@@ -187,6 +192,17 @@ class Crowd:
             member.renew()
         return {"renewed": len(self.members[first : first + count])}
 
+    def keep_alive(self, interval_s: int) -> dict[str, object]:
+        """Turn persistent keepalive on, for one member after the other during ``interval_s``."""
+        before, start = self._handshakes(), time.monotonic()
+        for done, member in enumerate(self.members):
+            member.keep_alive(interval_s)
+            due_s = start + (done + 1) * interval_s / len(self.members)
+            self.turn(0)
+            while time.monotonic() < due_s:
+                self.turn(max(0.0, min(TICK_S, due_s - time.monotonic())))
+        return {"handshakes": self._handshakes() - before}
+
     def _handshakes(self) -> int:
         return sum(member.handshakes for member in self.members)
 
@@ -206,7 +222,7 @@ class Crowd:
         with connection, connection.makefile("rw") as stream:
             order = json.loads(stream.readline())
             what = order.pop("do")
-            answer = self.ping(**order) if what == "ping" else self.renew(**order)
+            answer = {"ping": self.ping, "renew": self.renew, "keep_alive": self.keep_alive}[what](**order)
             stream.write(json.dumps(answer) + "\n")
         self._selector.register(listener, selectors.EVENT_READ, lambda: self._take_order(listener))
 
