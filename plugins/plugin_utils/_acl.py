@@ -85,6 +85,7 @@ def acl_chains(
             # Answers to what others began, and what a host on the way says of packets that it got.
             "-m conntrack --ctdir REPLY -j RETURN",
             f"-p {_ICMP[family]} -m conntrack --ctstate RELATED -j RETURN",
+            *_answers_alone(family, mark),
         ]
         mangle = {"table": "mangle", "family": family}
         chains.append({"name": REFUSED, **mangle, "rules": [f"-j MARK --set-xmark {mark}/0xffffffff"]})
@@ -93,6 +94,24 @@ def acl_chains(
         jump = {"from": "PREROUTING", "match": f"-i {device}"}
         chains.append({"name": NAME, **mangle, "jump": jump, "rules": first + listed})
     return chains
+
+
+def _answers_alone(family: str, mark: str) -> list[str]:
+    """Let pass what answers something that this server has not seen, as it came by another one: two clients
+    may use different servers, and a client may have moved here in the middle of a connection.
+
+    TCP's segments with ACK begin nothing. Those of a connection whose beginning was not seen mark it, else it
+    would be taken for one that the client began as soon as the other side moves here, too. One of which this
+    server has seen the beginning has no such mark: it is refused when the list says so.
+    """
+    segment = "-p tcp -m tcp --tcp-flags ACK ACK"
+    echo_reply = "icmp -m icmp --icmp-type 0" if family == "ipv4" else "ipv6-icmp -m icmp6 --icmpv6-type 129"
+    return [
+        f"{segment} -m conntrack --ctstate NEW -j CONNMARK --set-xmark {mark}/0xffffffff",
+        f"{segment} -m connmark --mark {mark} -j RETURN",
+        f"{segment} -m conntrack --ctstate INVALID -j RETURN",
+        f"-p {echo_reply} -j RETURN",
+    ]
 
 
 def _sources(acls: t.Mapping[str, t.Mapping[str, t.Any]], family: str) -> list[_Source]:

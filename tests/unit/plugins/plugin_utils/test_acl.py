@@ -67,6 +67,27 @@ def test_answers_pass_and_packets_of_no_connection_do_not() -> None:
     assert is_refused(chains, "10.86.0.2", "10.20.0.1", **{**error, "icmp_type": 8, "state": "NEW"})
 
 
+def test_answers_to_what_came_by_another_server_pass() -> None:
+    """Of the connection, this server sees the answers alone, from the first or from the middle of it on."""
+    chains = chains_of({"a": acl("10.86.0.2/32", "fd86::2/128", rules=[])})
+    acknowledges, synchronizes = frozenset({"SYN", "ACK"}), frozenset({"SYN"})
+    for state in ("INVALID", "NEW"):
+        assert not is_refused(chains, "10.86.0.2", "10.86.0.3", state=state, tcp_flags=acknowledges)
+        assert not is_refused(chains, "10.86.0.2", "10.86.0.3", state=state, tcp_flags=frozenset({"ACK"}))
+        assert is_refused(chains, "10.86.0.2", "10.86.0.3", state=state, tcp_flags=synchronizes)
+    # Later the other side may come by this server, too. What has begun here while it was allowed ends.
+    picked_up = {"state": "ESTABLISHED", "connmark": MARK}
+    assert not is_refused(chains, "10.86.0.2", "10.86.0.3", tcp_flags=frozenset({"ACK"}), **picked_up)
+    assert is_refused(chains, "10.86.0.2", "10.86.0.3", tcp_flags=synchronizes, **picked_up)
+    assert is_refused(chains, "10.86.0.2", "10.86.0.3", tcp_flags=frozenset({"ACK"}), state="ESTABLISHED")
+    for family, source, to, kind in (
+        ("ipv4", "10.86.0.2", "10.86.0.3", {"protocol": 1, "icmp_type": 0}),
+        ("ipv6", "fd86::2", "fd86::3", {"protocol": 58, "icmp_type": 129}),
+    ):
+        chains = chains_of({"a": acl("10.86.0.2/32", "fd86::2/128", rules=[])}, family)
+        assert not is_refused(chains, source, to, state="INVALID", dport=None, **kind)
+
+
 def test_networks_behind_a_client_are_the_clients() -> None:
     chains = chains_of({"a": acl("10.86.0.2/32", "192.168.7.0/24"), "b": acl("192.168.7.9/32", rules=[])})
     assert not is_refused(chains, "192.168.7.5", "10.20.0.1")
