@@ -11,8 +11,8 @@ version_added: 0.1.0
 author:
   - Culvert contributors (@culvert-vpn)
 description:
-  - Turns what may leave a host beside the tunnel, or what a client may begin in it, into the matches of
-    rules for one address family, and bridges of containers into those for what goes to private addresses there.
+  - Turns what may leave a host beside the tunnel, or what a client may begin in it, into the matches of rules
+    for one address family. Bridges of containers become those for what goes to private addresses there.
 options:
   _input:
     description:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import _explain_extras, _explain_outer, _explain_peer, _explain_route, _explain_server
-from ._explain_chains import through
+from ._explain_chains import Passage, guard_of, through
 from ._explain_facts import Ask, Facts, Stage, Way, owner_of
 from ._explain_route import MEND
 from ._netfilter_packet import ICMP, Packet, changed
@@ -123,21 +123,31 @@ def _chains(facts: Facts, packet: Packet, way: Way) -> Iterator[Stage]:
         left = changed(passage.packet, oif=packet.oif)
         passage = through(facts, ("POSTROUTING",), left)
     if passage.accepted is False:
-        kept = _guard_of(passage.by)
-        yield Stage("chains", False, f"the firewall of this host drops it: {passage.by}", *kept)
+        text, name, fix = _kept(facts, passage)
+        yield Stage("chains", False, text, name, fix)
     elif passage.accepted is None:
         yield Stage("chains", None, f"whether the firewall of this host lets it pass: {passage.doubt_words}")
     else:
         yield Stage("chains", True, "the firewall of this host lets it pass")
 
 
-def _guard_of(by: str) -> tuple[str, str]:
-    """Name and way out of a refusal by one of our own guards, or by somebody else."""
-    if "CULVERT-KILLSWITCH" in by:
-        return "kill_switch", "that is the kill switch; client_kill_switch_allow lists what may pass outside"
-    if "CULVERT-DNS" in by:
-        return "dns_guard", "names are to be asked in the tunnel only; look at /etc/resolv.conf"
-    return "output_dropped", "take that rule away, or let this packet pass before it"
+def _kept(facts: Facts, passage: Passage) -> tuple[str, str, str]:
+    """Of a refusal by one of our own guards, or by somebody else: what it is, its name and the way out."""
+    guard = guard_of(passage)
+    text = f"the firewall of this host drops it: {passage.by}"
+    if guard == "kill_switch":
+        fix = "that is the kill switch; client_kill_switch_allow lists what may pass outside"
+    elif guard == "dns_guard":
+        fix = "names are to be asked in the tunnel only; look at /etc/resolv.conf"
+    elif guard == "acl":
+        text = f"the ACL of {facts.source} does not permit it: {passage.marked_by or passage.by}"
+        fix = "client_acl of that client lists what it may begin; add it there, and run culvert.vpn.site"
+    elif guard == "isolation":
+        text = f"clients are kept apart here, and it would go from the tunnel back into it: {passage.by}"
+        fix = "that is server_client_isolation, and rightly so, or set it to false"
+    else:
+        fix = "take that rule away, or let this packet pass before it"
+    return text, guard or "output_dropped", fix
 
 
 def _tunnel(facts: Facts) -> Iterator[Stage]:

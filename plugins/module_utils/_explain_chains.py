@@ -11,6 +11,7 @@ of nftables that are not iptables' own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,8 @@ _IPTABLES = {4: "iptables", 6: "ip6tables"}
 _L4 = {TCP: "tcp", UDP: "udp", 1: "icmp", 58: "ipv6-icmp"}
 _TRANSLATING = ("masquerade", "snat")
 _DOUBTS_SHOWN = 3
+# From the tunnel back into it.
+_ISOLATING = re.compile(r"chain CULVERT-FORWARD: -i (\S+) -o \1 -j REJECT")
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,19 @@ def _nftables(facts: Facts, hook: str, packet: Packet) -> Passage:
 
 def _translates(rule: list[dict[str, Any]]) -> bool:
     return any(name in expression for expression in rule for name in _TRANSLATING)
+
+
+def guard_of(passage: Passage) -> str:
+    """Which of the collection's own guards has refused it, by the name of the cause; empty for none of them.
+
+    What an ACL does not list is marked, and refused later.
+    """
+    for name, cause in (("CULVERT-KILLSWITCH", "kill_switch"), ("CULVERT-DNS", "dns_guard")):
+        if name in passage.by:
+            return cause
+    if "CULVERT-ACL" in passage.by or ("CULVERT-ACL" in passage.marked_by and "--mark" in passage.by):
+        return "acl"
+    return "isolation" if _ISOLATING.search(passage.by) else ""
 
 
 def base_chains(facts: Facts, hook: str, version: int) -> Iterator[_nft_ruleset.Chain]:

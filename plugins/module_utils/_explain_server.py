@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 
-from ._explain_chains import through
+from ._explain_chains import guard_of, through
 from ._explain_facts import Ask, Facts, Stage, Way, split_endpoint
 from ._explain_route import MEND, nowhere_near
 from ._netfilter_packet import TCP, UDP, Packet, changed
@@ -119,8 +119,12 @@ def _forward(facts: Facts, packet: Packet) -> Iterator[Stage]:
         reply=True,
     )
     ways = ((packet, f"from {packet.iif} to {packet.oif}"), (answer, f"answers from {packet.oif}"))
+    but = ""
     for going, words in ways:
-        passage = through(facts, ("FORWARD",), going)
+        passage = through(facts, ("PREROUTING", "FORWARD"), going)
+        if guard_of(passage) == "acl":
+            but = "; not all that it sends, by its ACL"
+            continue
         if passage.accepted is False:
             yield Stage(
                 "forward",
@@ -134,7 +138,7 @@ def _forward(facts: Facts, packet: Packet) -> Iterator[Stage]:
         if passage.accepted is None:
             yield Stage("forward", None, f"whether it is forwarded {words}: {passage.doubt_words}")
             return
-    yield Stage("forward", True, f"forwarded from {packet.iif} to {packet.oif}, and answers back")
+    yield Stage("forward", True, f"forwarded from {packet.iif} to {packet.oif}, and answers back{but}")
 
 
 def _translation(facts: Facts, packet: Packet) -> Iterator[Stage]:

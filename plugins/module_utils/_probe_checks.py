@@ -376,13 +376,19 @@ def _drift(spec: ProbeSpec, found: Findings) -> _Judged:
     return not found.drift, value, [f"somebody changed what the play made: {text}" for text in found.drift]
 
 
+#: Causes of an explanation that are the operator's wish: nothing is wrong with the host.
+_WISHED = ("acl", "isolation")
+
+
 def _path(spec: ProbeSpec, found: Findings) -> _Judged:
     if found.explained is None:
         return _UNASKED
     reasons, unknown = [], False
     for answer in found.explained:
         cause = answer.get("cause")
-        if answer["ok"] is False and cause:
+        if cause and cause.get("name") in _WISHED:
+            unknown = True
+        elif answer["ok"] is False and cause:
             fix = f": {cause['fix']}" if cause.get("fix") else ""
             reasons.append(f"to {answer['destination']}: {cause['stage']}: {cause['text']}{fix}")
         unknown = unknown or answer["ok"] is None

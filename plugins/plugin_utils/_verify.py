@@ -26,6 +26,10 @@ _SILENCE = ("endpoint_silent", "other_side")
 _OF_THE_PEER = ("wrong_key", "allowed_ips", "clock")
 #: Causes that are true of the whole host: what stops the packet that was followed comes before them.
 _OF_THE_HOST = ("ipv6_leak", "dns_leak", "dns_blocked", "mtu_black_hole")
+#: Causes that are the operator's wish, which come after whatever is wrong, and the checks that they can be the
+#: cause of: those of what goes beyond the server.
+_WISHED = ("acl", "isolation")
+_BEYOND = ("egress", "dns", "path")
 #: Rejections that are older than a probe takes were not of its packets.
 _FRESH_S = 60
 _KEYS_DIFFER = "run culvert.vpn.site for the whole fleet, so that both have each other's public key again"
@@ -125,10 +129,14 @@ def _cause(found: Mapping, failed: t.Sequence[Mapping]) -> dict[str, str]:
         # Nothing else can be right then.
         return _of_check(failed[0])
     here = _stopped(probe)
+    if here and here["name"] in _WISHED:
+        here = None
     if here and here["name"] not in _SILENCE:
         return here
     if server:
         there = _on_the_server(found, answer, server)
+        if there and there["name"] in _WISHED and not any(name in _BEYOND for name in names):
+            there = None
         if there and there["name"] not in _SILENCE and (here or _silent(names)):
             return there
     return here or _of_check(_first(failed))
@@ -137,7 +145,7 @@ def _cause(found: Mapping, failed: t.Sequence[Mapping]) -> dict[str, str]:
 def _on_the_server(found: Mapping, answer: Mapping, server: str) -> dict[str, str] | None:
     """What the server does now comes before what it refused lately, unless it is the same."""
     stopped = _stopped(answer, server)
-    if stopped and stopped["name"] not in (*_SILENCE, *_OF_THE_PEER):
+    if stopped and stopped["name"] not in (*_SILENCE, *_OF_THE_PEER, *_WISHED):
         return stopped
     return _server_down(answer, server) or _refused(found, answer, server) or stopped
 
@@ -174,7 +182,7 @@ def _stopped(probe: Mapping, host: str = "") -> dict[str, str] | None:
 
 def _rank(cause: Mapping) -> int:
     name = cause.get("name")
-    return 2 if name in _SILENCE else 1 if name in _OF_THE_HOST else 0
+    return 3 if name in _WISHED else 2 if name in _SILENCE else 1 if name in _OF_THE_HOST else 0
 
 
 def _server_down(answer: Mapping, server: str) -> dict[str, str] | None:

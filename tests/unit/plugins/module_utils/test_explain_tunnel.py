@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 from ansible_collections.culvert.vpn.plugins.module_utils._document import Document
@@ -218,6 +219,44 @@ def test_a_server_that_does_not_forward() -> None:
     )
     assert_cause(server(tables=tables(text), drift=(lost,)), "forward_dropped", "x (ipv4) gone")
     assert_cause(server(sysctls={"net.ipv4.ip_forward": "0"}), "forwarding_off")
+
+
+ACL = """*mangle
+:PREROUTING ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:CULVERT-ACL - [0:0]
+:CULVERT-ACL-OUT - [0:0]
+:CULVERT-ACL-REFUSED - [0:0]
+-A PREROUTING -i culvert0 -j CULVERT-ACL
+-A POSTROUTING -j CULVERT-ACL-OUT
+-A CULVERT-ACL -m conntrack --ctdir REPLY -j RETURN
+-A CULVERT-ACL -s 10.86.0.2/32 -g CULVERT-ACL-REFUSED
+-A CULVERT-ACL-OUT ! -o culvert0 -m mark --mark 0x6200ca6c -j DROP
+-A CULVERT-ACL-REFUSED -j MARK --set-xmark 0x6200ca6c/0xffffffff
+COMMIT
+"""
+REFUSING = "-i culvert0 -m mark --mark 0x6200ca6c -j REJECT --reject-with icmp-admin-prohibited"
+
+
+@pytest.mark.parametrize(
+    "first", [REFUSING, "-o eth0 -j ACCEPT"], ids=["refused", "accepted by others first"]
+)
+def test_what_an_acl_does_not_permit_is_told_as_that(first: str) -> None:
+    chains = tables(NAT + ACL + filtering("FORWARD", first, REFUSING))
+    to_far = {"destination": ip_address(FAR), "source": ip_address("10.86.0.2"), "tables": chains}
+    assert_cause(server(**to_far), "acl", "the ACL of 10.86.0.2 does not permit it", "CULVERT-ACL")
+    assert cause_of(server(**{**to_far, "source": ip_address("10.86.0.3")})) is None
+    # It is no fault of the server that forwards for the client.
+    assert cause_of(server(tables=chains)) is None
+    assert ("by its ACL" in stage_of(server(tables=chains), "forward")["text"]) == (first == REFUSING)
+
+
+def test_a_server_that_keeps_its_clients_apart() -> None:
+    kept = "*filter\n:FORWARD ACCEPT [0:0]\n:CULVERT-FORWARD - [0:0]\n-A FORWARD -j CULVERT-FORWARD\n"
+    kept += "-A CULVERT-FORWARD -i culvert0 -o culvert0 -j REJECT\nCOMMIT\n"
+    between = server(source=ip_address("10.86.0.9"), tables=tables(NAT + kept))
+    assert_cause(between, "isolation", "clients are kept apart")
+    assert cause_of(server(tables=tables(NAT + kept))) is None
 
 
 def test_a_server_that_does_not_translate() -> None:

@@ -264,6 +264,9 @@ def test_drift_and_explanations() -> None:
     assert (check.ok, check.value) == (False, "1 of 2 pass")
     assert check.reasons == ("to 10.86.0.1: route: the table is empty: run it again",)
     assert judged("path", replace(FOUND, explained=[fine, {**fine, "ok": None}])).ok is None
+    # What the operator forbids is no fault.
+    kept = {**lost, "cause": {**cause, "name": "acl"}}
+    assert judged("path", replace(FOUND, explained=[fine, kept])).ok is None
 
 
 def test_what_cannot_be_looked_at_is_said() -> None:

@@ -143,6 +143,21 @@ def test_what_a_server_does_now_comes_before_what_it_refused() -> None:
     assert judged(client, strange)["cause"]["name"] == "unknown_peer"
 
 
+def test_an_acl_is_the_cause_of_what_fails_beyond_the_server_and_of_nothing_else() -> None:
+    kept = stopped("chains", "the ACL of 10.86.0.2 does not permit it", "acl")
+    beyond = (check("device"), check("egress", False, "http://203.0.113.9 does not answer"))
+    assert "on s1: the ACL of 10.86.0.2" in judged(probe(*beyond), probe(explained=[kept]))["says"]
+    assert judged(probe(*DEAD), probe(explained=[kept]))["cause"]["stage"] == "round_trip"
+    # Whatever is wrong with the server comes first.
+    wrong = stopped("forwarding", "this host does not forward", "forwarding_off")
+    assert "does not forward" in judged(probe(*beyond), probe(explained=[kept, wrong]))["says"]
+    down = probe(check("relay", False, "no relay answers"), explained=[kept])
+    assert "no relay answers" in judged(probe(*beyond), down)["says"]
+    # Nor is it a fault of the server that has it.
+    own = probe(check("device"), check("drift", False, "a rule is gone"), explained=[kept])
+    assert judged(own, role="server", server="")["cause"]["stage"] == "drift"
+
+
 def test_a_server_that_is_down_is_the_cause_of_silence() -> None:
     client = probe(*DEAD, explained=[SILENT])
     down = probe(check("relay", False, "no relay answers"))
