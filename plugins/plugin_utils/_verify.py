@@ -26,8 +26,8 @@ _SILENCE = ("endpoint_silent", "other_side")
 _OF_THE_PEER = ("wrong_key", "allowed_ips", "clock")
 #: Causes that are true of the whole host: what stops the packet that was followed comes before them.
 _OF_THE_HOST = ("ipv6_leak", "dns_leak", "dns_blocked", "mtu_black_hole")
-#: Causes that are the operator's wish, which come after whatever is wrong, and the checks that they can be the
-#: cause of: those of what goes beyond the server.
+#: Causes that are the operator's wish, which come after whatever is wrong, and the checks that they can be
+#: the cause of: those of what goes beyond the server.
 _WISHED = ("acl", "isolation")
 _BEYOND = ("egress", "dns", "path")
 #: Rejections that are older than a probe takes were not of its packets.
