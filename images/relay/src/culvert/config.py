@@ -1,7 +1,7 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The configuration file: WireGuard's INI dialect, with options of our own: two for keys kept in files, two
-for how the relay moves packets.
+for how the relay moves packets, four for a failover group.
 
 Read as ``wg setconf`` reads it: ``#`` starts a comment, names are case-insensitive, spaces do not count.
 """
@@ -16,6 +16,13 @@ from typing import Any
 
 from .allowedips import Network
 from .choose import parse_batch
+from .constants import (
+    FAILOVER_RETURN_RANGE_S,
+    FAILOVER_RETURN_S,
+    FAILOVER_TIMEOUT_RANGE_S,
+    FAILOVER_TIMEOUT_S,
+    MAX_PRIORITY,
+)
 from .endpoint import Endpoint, parse_endpoint, split_host_port
 from .errors import ConfigError
 from .keys import ZERO_KEY, Identity, decode_base64
@@ -52,6 +59,8 @@ class PeerConfig:
     "Set instead of ``endpoint`` where the file has a name."
     allowed_ips: tuple[Network, ...] = ()
     keepalive_interval_s: int = 0
+    failover: int | None = None
+    "Priority in the failover group, the lowest alive is used; 0: never sent to; None: no member."
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,10 @@ class Config:
     "What seals and opens packets (:func:`~culvert.choose.choose_batch`); None where the file does not say."
     disable_offloads: frozenset[str] | None = None
     "None where the file does not say."
+    failover_allowed_ips: tuple[Network, ...] = ()
+    "What belongs to the failover group, and so to whichever of its members is active."
+    failover_timeout_s: float = FAILOVER_TIMEOUT_S
+    failover_return_s: float = FAILOVER_RETURN_S
     peers: tuple[PeerConfig, ...] = ()
 
 
@@ -110,6 +123,24 @@ def _mtu(text: str) -> int:
 
 def _keepalive(text: str) -> int:
     return 0 if text.lower() == "off" else _integer(text, 0, 65535)
+
+
+def _priority(text: str) -> int:
+    return _integer(text, 0, MAX_PRIORITY)
+
+
+def _seconds(limits: tuple[float, float]) -> Callable[[str], float]:
+    low, high = limits
+
+    def read(text: str) -> float:
+        whole, dot, decimals = text.partition(".")
+        digits = whole + decimals
+        plain = digits.isascii() and digits.isdigit() and len(whole) <= 10 and len(decimals) <= 3
+        if not (plain and whole and bool(dot) == bool(decimals) and low <= float(text) <= high):
+            raise ValueError(f"{text!r} is not a number of seconds from {low:g} to {high:g}")
+        return float(text)
+
+    return read
 
 
 def _fwmark(text: str) -> int:
@@ -169,6 +200,9 @@ _INTERFACE: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "mtu": ("MTU", _mtu),
     "batch": ("Batch", parse_batch),
     "disableoffloads": ("DisableOffloads", parse_offloads),
+    "failoverallowedips": ("FailoverAllowedIPs", _prefixes),
+    "failovertimeout": ("FailoverTimeout", _seconds(FAILOVER_TIMEOUT_RANGE_S)),
+    "failoverreturn": ("FailoverReturn", _seconds(FAILOVER_RETURN_RANGE_S)),
 }
 _PEER: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "publickey": ("PublicKey", decode_base64),
@@ -177,10 +211,11 @@ _PEER: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "allowedips": ("AllowedIPs", _prefixes),
     "endpoint": ("Endpoint", _endpoint),
     "persistentkeepalive": ("PersistentKeepalive", _keepalive),
+    "failover": ("Failover", _priority),
 }
-_REPEATABLE = frozenset(("allowedips",))
+_REPEATABLE = frozenset(("allowedips", "failoverallowedips"))
 # Lists, which may have no members.
-_MAY_BE_EMPTY = frozenset(("allowedips", "disableoffloads"))
+_MAY_BE_EMPTY = frozenset(("allowedips", "disableoffloads", "failoverallowedips"))
 
 
 class _Section:
@@ -295,6 +330,11 @@ class _Parser:
             line = seen[Identity(private_key).public]
             raise self._error(line, "this [Peer] is the interface itself: its PublicKey is of our PrivateKey")
         values = interface.values
+        shared = tuple(dict.fromkeys(values.get("failoverallowedips", ())))
+        for network in shared:
+            if network in owners:
+                message = f"FailoverAllowedIPs: {network} already belongs to the [Peer] on line"
+                raise self._error(interface.lines["failoverallowedips"], f"{message} {owners[network]}")
         return Config(
             private_key=private_key,
             listen_port=values.get("listenport"),
@@ -302,6 +342,9 @@ class _Parser:
             mtu_bytes=values.get("mtu"),
             batch=values.get("batch"),
             disable_offloads=values.get("disableoffloads"),
+            failover_allowed_ips=shared,
+            failover_timeout_s=values.get("failovertimeout", FAILOVER_TIMEOUT_S),
+            failover_return_s=values.get("failoverreturn", FAILOVER_RETURN_S),
             peers=tuple(peers),
         )
 
@@ -325,4 +368,5 @@ class _Parser:
             endpoint_name=None if isinstance(endpoint, Endpoint) else endpoint,
             allowed_ips=tuple(dict.fromkeys(values.get("allowedips", ()))),
             keepalive_interval_s=values.get("persistentkeepalive", 0),
+            failover=values.get("failover"),
         )

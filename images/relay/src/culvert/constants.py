@@ -69,5 +69,16 @@ SILENT_AFTER_ATTEMPTS = 3
 MAX_PEERS = 2**20
 
 DEFAULT_MTU_BYTES = 1420
+
+# --- Failover groups (culvert.failover) ---------------------------------------------------------------------
+
+# A server that says nothing for so long is given up for one that answers. TCP sends again 0.2, 0.6, 1.4 and
+# 3.0 s after the loss: what is decided by 2.5 s carries the fourth of them, and new connections' second.
+FAILOVER_TIMEOUT_S = 2.5
+FAILOVER_TIMEOUT_RANGE_S = (1.0, 60.0)
+# A server that is preferred gets the traffic back after it has answered for so long without a gap.
+FAILOVER_RETURN_S = 30.0
+FAILOVER_RETURN_RANGE_S = (0.0, 3600.0)
+MAX_PRIORITY = 65535
 # A UDP payload cannot be longer than this; no message of ours is.
 MAX_DATAGRAM_BYTES = 65535

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .allowedips import AllowedIPs
 from .batch import Batch, Buffer, Chunk
@@ -22,7 +22,11 @@ from .tai64n import Tai64nClock
 from .timers import TimerQueue
 
 if TYPE_CHECKING:
+    from .failover import Failover
     from .peer import Peer
+
+    Carrier: TypeAlias = Peer | Failover
+    """What prefixes belong to: their packets go to its ``active`` peer, or nowhere if that is None."""
 
 __all__ = ["Context", "Event", "EventKind", "OutgoingRun"]
 
@@ -53,6 +57,10 @@ class EventKind(Enum):
     HANDSHAKE_GAVE_UP = "handshake given up"
     KEYS_ZEROED = "session keys forgotten"
     ENDPOINT_CHANGED = "endpoint changed"
+    FAILED_OVER = "silent, another took over"
+    ALL_SILENT = "silent, and nobody took over"
+    RETURNED = "answers again and took over"
+    MOVED = "took over because it was asked for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,10 @@ class Event:
     attempts: int = 0
     "Initiations that went unanswered in a row."
     endpoint: Endpoint | None = None
+    other: bytes = b""
+    "Failover: the public key of the one that the peer took over from, or that took over from it."
+    silent_s: float = 0.0
+    "Failover: for how long the peer had owed an answer."
 
 
 class Context:
@@ -86,7 +98,9 @@ class Context:
         self.timers = TimerQueue()
         self.mtu_bytes = DEFAULT_MTU_BYTES
         self.coalesce = 0
-        self.allowed_ips: AllowedIPs[Peer] = AllowedIPs()
+        self.addresses: tuple[bytes, ...] = ()
+        "Our own inner addresses, packed."
+        self.allowed_ips: AllowedIPs[Carrier] = AllowedIPs()
         self.keypairs: dict[int, Keypair] = {}
         self.handshakes: dict[int, Peer] = {}
         self.outgoing: list[OutgoingRun] = []

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from .allowedips import Network
 from .batch import Batch, Buffer, Piece, Received
@@ -30,6 +31,7 @@ from .constants import (
 )
 from .context import Context, Event, OutgoingRun
 from .endpoint import Endpoint
+from .failover import Failover
 from .frame import PLAIN, VNET_HEADER_BYTES
 from .handshake import HandshakePlane
 from .ip import is_multicast
@@ -39,6 +41,9 @@ from .keys import Identity
 from .peer import Peer
 from .ratelimit import TokenBucket
 from .rejections import Reason, Rejection
+
+if TYPE_CHECKING:
+    from .context import Carrier
 
 __all__ = ["Device", "Received"]
 
@@ -62,6 +67,8 @@ class Device:
     ) -> None:
         self._context = Context(wall_clock_ns, rng, batch)
         self._peers: dict[bytes, Peer] = {}
+        self.failover = Failover(self._context)
+        "The failover group; without members until somebody joins."
         self._handshakes = HandshakePlane(self._context, self._peers)
         self._icmp = TokenBucket(ICMP_RATE_PER_S, ICMP_BURST, 0.0)
         self._unreachable: dict[Endpoint, float] = {}
@@ -93,6 +100,15 @@ class Device:
     @coalesce.setter
     def coalesce(self, value: int) -> None:
         self._context.coalesce = value
+
+    @property
+    def addresses(self) -> tuple[bytes, ...]:
+        """Our own inner addresses, packed: the failover group asks from them whether a server is there."""
+        return self._context.addresses
+
+    @addresses.setter
+    def addresses(self, value: tuple[bytes, ...]) -> None:
+        self._context.addresses = value
 
     def set_private_key(self, private_key: bytes | None) -> None:
         """Become somebody else (32 bytes), or nobody (None). Every session ends; a peer with our own key
@@ -135,26 +151,35 @@ class Device:
         peer = self._peers.pop(public_key, None)
         if peer is not None:
             self._context.allowed_ips.remove_owner(peer)
+            self.failover.leave(peer)
             peer.close()
 
-    def allow(self, peer: Peer, network: Network) -> None:
-        """Give a prefix to a peer, and take it from whoever had it."""
-        self._context.allowed_ips.insert(network, peer)
+    def allow(self, carrier: Carrier, network: Network) -> None:
+        """Give a prefix to a peer or to the failover group, and take it from whoever had it."""
+        self._context.allowed_ips.insert(network, carrier)
 
-    def disallow(self, peer: Peer, network: Network | None = None) -> None:
-        """Take a prefix (or all of them) from a peer."""
+    def disallow(self, carrier: Carrier, network: Network | None = None) -> None:
+        """Take a prefix (or all of them) from a peer or from the failover group."""
         if network is None:
-            self._context.allowed_ips.remove_owner(peer)
+            self._context.allowed_ips.remove_owner(carrier)
         else:
-            self._context.allowed_ips.remove(network, peer)
+            self._context.allowed_ips.remove(network, carrier)
 
     def owner(self, address: bytes) -> bytes | None:
-        """The public key of the peer that a packed inner address belongs to."""
-        peer = self._context.allowed_ips.lookup(address)
+        """The public key of the peer that packets for a packed inner address go to."""
+        carrier = self._context.allowed_ips.lookup(address)
+        peer = None if carrier is None else carrier.active
         return None if peer is None else peer.public_key
 
-    def allowed_ips(self, peer: Peer) -> Iterator[Network]:
-        return self._context.allowed_ips.of(peer)
+    def allowed_ips(self, carrier: Carrier) -> Iterator[Network]:
+        """The prefixes of a peer's own, or of the failover group."""
+        return self._context.allowed_ips.of(carrier)
+
+    def reached_through(self, peer: Peer) -> Iterator[Network]:
+        """The prefixes whose packets go to a peer now: its own, and the group's if it is active there."""
+        yield from self.allowed_ips(peer)
+        if self.failover.active is peer:
+            yield from self.allowed_ips(self.failover)
 
     def close(self) -> None:
         """Forget every key."""
@@ -173,7 +198,8 @@ class Device:
             if destination is None:
                 continue
             run = frames[start:stop]
-            peer = lookup(destination)
+            carrier = lookup(destination)
+            peer = None if carrier is None else carrier.active
             if peer is None or peer.endpoint is None or (unreachable and peer.endpoint in unreachable):
                 self._refuse(run, destination, peer, now)
             else:
@@ -188,6 +214,8 @@ class Device:
         elif peer is None and not is_multicast(destination):
             # Every device is asked for its neighbours and routers: that such questions go nowhere is no news.
             note(Reason.NO_ALLOWED_IP, destination, now, address=destination, count=count)
+        if peer is not None:
+            peer.expect_answer(now)
         for frame in frames:
             error = icmp_unreachable(memoryview(frame)[VNET_HEADER_BYTES:])
             if error is not None and self._icmp.allow(now):
@@ -247,14 +275,20 @@ class Device:
             if source is None or not fresh:
                 return 0
             data = True
-            # Section 2, cryptokey routing: the source address must route back to the peer it came from.
-            if not source or lookup(source) is peer:
-                return fresh if source else 0
+            # Section 2, cryptokey routing: the source address must route back to the peer it came from, or
+            # to the failover group that it is a member of.
+            if not source:
+                return 0
+            owner = lookup(source)
+            if owner is peer or owner is peer.carrier:
+                return fresh
             self._refuse_source(peer, endpoint, source, fresh.bit_count(), now)
             return 0
 
         frames = context.batch.open(keypair.receive_key, pieces, congested, context.coalesce, accept)
         if fresh_bytes:
+            if peer.echo is not None:
+                frames = peer.echo.without_reply(frames)
             context.incoming += frames
             peer.received(keypair, endpoint, fresh_bytes, data, now)
 

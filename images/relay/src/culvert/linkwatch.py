@@ -1,6 +1,6 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tells when the kernel changed a network device (rtnetlink(7)): MTU, up, down.
+"""Tells when the kernel changed a network device (rtnetlink(7)): MTU, up, down, addresses.
 
 What changed is not read from the messages: whoever is told looks at the device itself.
 """
@@ -11,7 +11,8 @@ import socket
 
 __all__ = ["LinkWatch"]
 
-_RTMGRP_LINK = 1
+# RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+_GROUPS = 0x1 | 0x10 | 0x100
 _READ_BYTES = 1 << 16
 
 
@@ -21,7 +22,7 @@ class LinkWatch:
     def __init__(self) -> None:
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
-        self._socket.bind((0, _RTMGRP_LINK))
+        self._socket.bind((0, _GROUPS))
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from .batch import Buffer, Chunk
 from .constants import (
@@ -39,6 +40,11 @@ from .messages import CookieReply, Initiation, Response
 from .noise import InitiatorHandshake, ResponderHandshake, TransportKeys
 from .timers import Timer, Timers
 
+if TYPE_CHECKING:
+    from .context import Carrier
+    from .echo import Echo
+    from .failover import Failover
+
 __all__ = ["Peer", "PeerStats"]
 
 # Handshakes are marked AF41 so that a busy link does not starve them; data carries DSCP 0, for the inner DSCP
@@ -47,6 +53,7 @@ HANDSHAKE_TOS = 0x88
 # (now + 5) - now may come out a little below 5.
 _ROUNDING_S = 1e-6
 _MAX_ATTEMPTS = int(REKEY_ATTEMPT_TIME_S / REKEY_TIMEOUT_S)
+_NEVER = float("inf")
 
 
 @dataclass(slots=True)
@@ -68,10 +75,23 @@ class _Pending:
 
 
 class Peer:
-    """State of one peer of a device."""
+    """State of one peer of a device.
+
+    As an owner of prefixes it carries to itself: ``active``. A member of a failover group may also send from
+    the group's addresses: ``carrier`` is the group then, and ``watch`` too, which is told what happens.
+    """
 
     def __init__(self, context: Context, public_key: bytes) -> None:
         self._context = context
+        self.active: Peer | None = self
+        self.carrier: Carrier = self
+        self.watch: Failover | None = None
+        self.echo: Echo | None = None
+        "An echo request of our own that is under way."
+        self.awaiting_s = _NEVER
+        "Since when the peer owes us something authentic, be it data or an answer; infinity if it does not."
+        self.initiated_s = float("-inf")
+        "When the last initiation went out."
         self.public_key = public_key
         self.preshared_key = ZERO_KEY
         self.endpoint: Endpoint | None = None
@@ -132,9 +152,11 @@ class Peer:
     def close(self) -> None:
         """The peer is removed: its keys, timers and waiting packets go with it."""
         self.alive = False
+        # No reference to itself is left for the garbage collector.
+        self.active = None
         self._timers.close()
         self.forget_keys()
-        self._unstage()
+        self.unstage()
         self.preshared_key = ZERO_KEY
         self._static_static = None
 
@@ -172,7 +194,7 @@ class Peer:
             while len(staged) > MAX_STAGED_PACKETS or self._staged_bytes > MAX_STAGED_BYTES:
                 self._staged_bytes -= len(staged.popleft()[0])
 
-    def _unstage(self) -> list[tuple[bytes, int]]:
+    def unstage(self) -> list[tuple[bytes, int]]:
         staged = list(self._staged)
         self._staged.clear()
         self._staged_bytes = 0
@@ -186,7 +208,7 @@ class Peer:
         if keypair is None or not keypair.usable(now):
             self.initiate(now)
             return
-        for ecn, run in groupby(self._unstage(), key=itemgetter(1)):
+        for ecn, run in groupby(self.unstage(), key=itemgetter(1)):
             frames = [frame for frame, _ in run]
             segments = sum(flow.segments for flow in self._context.batch.flows(frames))
             self._seal(keypair, frames, ecn, segments, now)
@@ -230,11 +252,14 @@ class Peer:
         identity = context.identity
         if identity is None or self._static_static is None or self.endpoint is None:
             return
+        if not retry:
+            # What is tried again has been told of.
+            self.expect_answer(now)
         if now - self._sent_handshake_s < REKEY_TIMEOUT_S - _ROUNDING_S:
             if not self._timers.pending(Timer.RETRANSMIT):
                 self._timers.set(Timer.RETRANSMIT, self._sent_handshake_s + REKEY_TIMEOUT_S + self._jitter())
             return
-        self._sent_handshake_s = now
+        self._sent_handshake_s = self.initiated_s = now
         self._drop_pending()
         if self.unanswered:
             self._emit(EventKind.HANDSHAKE_RETRIED)
@@ -246,6 +271,11 @@ class Peer:
         self._pending = _Pending(handshake, index)
         self._send_handshake(Initiation(index, *handshake.message).pack(), now)
         self._timers.set(Timer.RETRANSMIT, now + REKEY_TIMEOUT_S + self._jitter())
+
+    def may_initiate(self, now: float) -> bool:
+        """Whether :meth:`initiate` would send something now."""
+        known = self._static_static is not None and self.endpoint is not None
+        return known and now - self._sent_handshake_s >= REKEY_TIMEOUT_S - _ROUNDING_S
 
     def _jitter(self) -> float:
         return self._context.jitter.uniform(0, REKEY_JITTER_S)
@@ -325,6 +355,8 @@ class Peer:
         self._last_minute = False
         self.stats.last_handshake_ns = self._context.wall_clock_ns()
         self._emit(EventKind.HANDSHAKE_COMPLETED)
+        if self.watch is not None:
+            self.watch.on_session(self, now)
 
     # --- Receiving ------------------------------------------------------------------------------------------
 
@@ -333,6 +365,7 @@ class Peer:
         self.stats.rx_bytes += size_bytes
         self.last_heard_s = now
         self.unanswered = 0
+        self.awaiting_s = _NEVER
         if endpoint is not self.endpoint:
             moved = self.endpoint is not None and endpoint != self.endpoint
             self.endpoint = endpoint
@@ -358,6 +391,8 @@ class Peer:
                 self._another_keepalive = True
             else:
                 self._timers.set(Timer.KEEPALIVE, now + KEEPALIVE_TIMEOUT_S)
+                if self.watch is not None:
+                    self.watch.on_data(self, now)
 
     def _keep_fresh_receiving(self, now: float) -> None:
         """Section 6.2: an initiator that only receives must rekey before the session dies under it."""
@@ -393,6 +428,14 @@ class Peer:
         if not self._timers.pending(Timer.NEW_HANDSHAKE):
             wait_s = KEEPALIVE_TIMEOUT_S + REKEY_TIMEOUT_S + self._jitter()
             self._timers.set(Timer.NEW_HANDSHAKE, now + wait_s)
+            self.expect_answer(now)
+
+    def expect_answer(self, now: float) -> None:
+        """Something goes out, or should, that a peer which is there answers."""
+        if self.awaiting_s == _NEVER:
+            self.awaiting_s = now
+        if self.watch is not None:
+            self.watch.on_question(self, now)
 
     def _on_timer(self, timer: Timer, now: float) -> None:
         if timer is Timer.RETRANSMIT:
@@ -408,7 +451,7 @@ class Peer:
         else:
             # Section 6.3: no session for so long; nothing that could decrypt the past is kept.
             self.forget_keys()
-            self._unstage()
+            self.unstage()
             self._emit(EventKind.KEYS_ZEROED)
 
     def _passive_keepalive(self, now: float) -> None:
@@ -421,7 +464,7 @@ class Peer:
         """Section 6.4: try again with a new ephemeral key, and give up after REKEY_ATTEMPT_TIME."""
         if self._attempts >= _MAX_ATTEMPTS:
             self._timers.cancel(Timer.KEEPALIVE)
-            self._unstage()
+            self.unstage()
             self._drop_pending()
             if not self._timers.pending(Timer.ZERO_KEYS):
                 self._timers.set(Timer.ZERO_KEYS, now + 3 * REJECT_AFTER_TIME_S)

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable
 
-from .about import format_about
+from .about import format_about, group_state
 from .capture import Capture, CaptureRequest, Captures
 from .config import Config
 from .constants import REJECT_AFTER_TIME_S, RESOLVE_AFTER_ATTEMPTS, SILENT_AFTER_ATTEMPTS
@@ -41,7 +41,10 @@ _LOG_EVERY_ATTEMPTS = 12
 _LOG_BURST = 500
 _LOG_RATE_PER_S = 5.0
 
-_AT_WILL = frozenset((EventKind.HANDSHAKE_COMPLETED, EventKind.ENDPOINT_CHANGED))
+_FAILOVER = frozenset(
+    (EventKind.FAILED_OVER, EventKind.ALL_SILENT, EventKind.RETURNED, EventKind.MOVED),
+)
+_AT_WILL = _FAILOVER | {EventKind.HANDSHAKE_COMPLETED, EventKind.ENDPOINT_CHANGED}
 
 _log = logging.getLogger("culvert")
 
@@ -78,6 +81,7 @@ class Relay:
         self._captures = Captures(device.owner)
         device.mtu_bytes = tun.mtu_bytes
         device.coalesce = tun.coalesce
+        device.addresses = tun.addresses()
 
     # --- Control --------------------------------------------------------------------------------------------
 
@@ -94,7 +98,9 @@ class Relay:
         """How packets are moved and which were refused, for the control socket."""
         now = self._clock()
         captures = [capture.state(now) for capture in self._captures.active]
-        return format_about(self.device.batch_name, self.offloads, self.device.rejections(), captures, now)
+        group = group_state(self.device, now)
+        rejections = self.device.rejections()
+        return format_about(self.device.batch_name, self.offloads, rejections, captures, now, group)
 
     def capture(self, request: CaptureRequest, on_change: Callable[[], None], who: str) -> Capture:
         """Begin a capture of inner packets, see :meth:`culvert.capture.Captures.start`.
@@ -226,6 +232,7 @@ class Relay:
         """The kernel's idea of the device changed: look again."""
         is_up = self.tun.refresh()
         self.device.mtu_bytes = self.tun.mtu_bytes
+        self.device.addresses = self.tun.addresses()
         if is_up and self.transport is None:
             try:
                 self.ensure_transport()
@@ -287,6 +294,8 @@ class Relay:
             _log.warning("handshake with peer %s given up until there is traffic for it", peer)
         elif event.kind is EventKind.ENDPOINT_CHANGED:
             _log.info("peer %s is at %s now", peer, event.endpoint)
+        elif event.kind in _FAILOVER:
+            _log_failover(event, peer)
         else:
             _log.info("session keys of peer %s forgotten", peer)
 
@@ -347,6 +356,20 @@ class Relay:
         if self.transport is not None:
             self.transport.close()
         self.tun.close()
+
+
+def _log_failover(event: Event, peer: str) -> None:
+    other = short_name(event.other)
+    if event.kind is EventKind.FAILED_OVER:
+        _log.warning("peer %s is silent (for %.1f s): sending through peer %s", peer, event.silent_s, other)
+    elif event.kind is EventKind.ALL_SILENT:
+        _log.warning("peer %s is silent (for %.1f s), and so is every other: staying", peer, event.silent_s)
+    elif event.kind is EventKind.RETURNED:
+        _log.info("peer %s answers again: sending through it, no longer through peer %s", peer, other)
+    elif event.other:
+        _log.info("sending through peer %s, no longer through peer %s, as configured", peer, other)
+    else:
+        _log.info("sending through peer %s, as configured", peer)
 
 
 def _next_endpoint(current: Endpoint | None, found: tuple[Endpoint, ...]) -> Endpoint:

@@ -13,7 +13,7 @@ from .config import Config, PeerConfig
 from .device import Device
 from .keys import ZERO_KEY
 from .peer import Peer
-from .update import DeviceUpdate, PeerUpdate
+from .update import NO_MEMBER, DeviceUpdate, PeerUpdate
 
 __all__ = ["difference"]
 
@@ -35,10 +35,16 @@ def difference(
         if change is not None:
             peers.append(change)
     port = config.listen_port or 0
+    group = device.failover
+    shared = set(config.failover_allowed_ips) != set(device.allowed_ips(group))
     return DeviceUpdate(
         private_key=config.private_key or ZERO_KEY,
         listen_port=port if port != fixed_port or not port else None,
         fwmark=config.fwmark,
+        failover_timeout_s=config.failover_timeout_s,
+        failover_return_s=config.failover_return_s,
+        replace_failover_allowed_ips=shared,
+        failover_allowed_ips=config.failover_allowed_ips if shared else (),
         peers=tuple(peers),
     )
 
@@ -54,13 +60,15 @@ def _peer_difference(
             endpoint_name=wanted.endpoint_name,
             keepalive_interval_s=wanted.keepalive_interval_s,
             allowed_ips=wanted.allowed_ips,
+            failover=wanted.failover,
         )
     endpoint = wanted.endpoint or wanted.endpoint_name
     moved = endpoint != configured_endpoints.get(wanted.public_key)
     rekeyed = wanted.preshared_key != peer.preshared_key
     routed = set(wanted.allowed_ips) != set(device.allowed_ips(peer))
     timed = wanted.keepalive_interval_s != peer.keepalive_interval_s
-    if not (moved or rekeyed or routed or timed):
+    ranked = wanted.failover != device.failover.priority(peer)
+    if not (moved or rekeyed or routed or timed or ranked):
         return None
     return PeerUpdate(
         wanted.public_key,
@@ -70,4 +78,5 @@ def _peer_difference(
         keepalive_interval_s=wanted.keepalive_interval_s if timed else None,
         replace_allowed_ips=routed,
         allowed_ips=wanted.allowed_ips if routed else (),
+        failover=(NO_MEMBER if wanted.failover is None else wanted.failover) if ranked else None,
     )

@@ -158,11 +158,19 @@ def render(device: dict[str, Any]) -> str:
     for capture in device["captures"]:
         text = f"{capture['packets']} packets, {capture['bytes']} B in {capture['age_s']} s"
         lines.append(f"  capture: running, {text}, filter {capture['filter'] or '(none)'}")
+    group = device["failover"]
+    if group is not None:
+        text = f"after {group['timeout_s']:g} s of silence, back after {group['return_s']:g} s"
+        lines.append(f"  failover: {', '.join(group['allowed_ips']) or '(nothing)'}: {text}")
+    members = {member["public_key"]: member for member in group["members"]} if group is not None else {}
     for peer in device["peers"]:
         lines += ["", f"peer: {peer['public_key']}"]
         if peer["endpoint"]:
             lines.append(f"  endpoint: {peer['endpoint']}")
         lines.append(f"  allowed ips: {', '.join(peer['allowed_ips']) or '(none)'}")
+        if peer["public_key"] in members:
+            member = members[peer["public_key"]]
+            lines.append(f"  failover: {member['state']}, priority {member['priority'] or '0 (never)'}")
         if peer["latest_handshake_s"]:
             age_s = max(0, int(time.time()) - peer["latest_handshake_s"])
             lines.append(f"  latest handshake: {age_s} s ago")

@@ -21,7 +21,9 @@ _COMPACT_ABOVE = 64
 
 
 class Timer(IntEnum):
-    """The five timers of a peer (WireGuard paper sections 6.1 to 6.5), in the order they are handled."""
+    """The five timers of a peer (WireGuard paper sections 6.1 to 6.5), in the order they are handled, and the
+    one of a failover group.
+    """
 
     ZERO_KEYS = 0
     "Three times REJECT_AFTER_TIME without a new session: forget all key material."
@@ -33,6 +35,8 @@ class Timer(IntEnum):
     "Data came in and nothing has gone out."
     PERSISTENT = 4
     "The interval an operator asked for."
+    FAILOVER = 5
+    "The group has something to look at."
 
 
 def _ignore(timer: Timer, now: float) -> None:

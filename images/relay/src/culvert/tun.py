@@ -59,6 +59,7 @@ _TUN_F_USO = 0x20 | 0x40
 _IFF_UP = 0x1
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
+_SIOCGIFADDR = 0x8915
 _SIOCGIFMTU = 0x8921
 _SIOCSIFMTU = 0x8922
 _IFREQ = struct.Struct("16sH22x")
@@ -103,6 +104,9 @@ class Tun(Protocol):
 
     def refresh(self) -> bool:
         """Look at MTU and flags again; whether the device is up."""
+
+    def addresses(self) -> tuple[bytes, ...]:
+        """The device's own addresses, packed: the first IPv4 one, and IPv6 ones that are no link's alone."""
 
     def close(self) -> None: ...
 
@@ -226,6 +230,19 @@ class LinuxTun:
             return False
         return bool(_IFREQ.unpack(flags)[1] & _IFF_UP)
 
+    def addresses(self) -> tuple[bytes, ...]:
+        name, found = self.name, []
+        with contextlib.suppress(OSError):
+            # A struct sockaddr_in follows the name: family, port, address.
+            reply = fcntl.ioctl(self._control, _SIOCGIFADDR, _IFREQ.pack(name.encode(), 0))
+            found.append(reply[20:24])
+        with contextlib.suppress(OSError, ValueError):
+            with open("/proc/net/if_inet6", encoding="ascii") as table:
+                rows = [line.split() for line in table]
+            # Address, index, prefix length, scope (0: global), flags, name.
+            found += [bytes.fromhex(row[0]) for row in rows if row[5] == name and row[3] == "00"]
+        return tuple(found)
+
     def set_mtu(self, mtu_bytes: int) -> None:
         """:raises CulvertError: the kernel refuses."""
         try:
@@ -342,6 +359,7 @@ class MemoryTun:
         self._lent = bytearray()
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._gone = False
+        self.own_addresses: tuple[bytes, ...] = ()
 
     def inject(self, *packets: bytes) -> None:
         self.inject_frames(*(PLAIN + packet for packet in packets))
@@ -392,6 +410,9 @@ class MemoryTun:
 
     def refresh(self) -> bool:
         return True
+
+    def addresses(self) -> tuple[bytes, ...]:
+        return self.own_addresses
 
     def close(self) -> None:
         os.close(self._event)

@@ -14,11 +14,12 @@ from typing import Any
 
 from .allowedips import Network
 from .config import parse_prefix
+from .constants import FAILOVER_RETURN_RANGE_S, FAILOVER_TIMEOUT_RANGE_S
 from .device import Device
 from .endpoint import parse_endpoint
 from .errors import RequestError
 from .keys import decode_hex
-from .update import DeviceUpdate, PeerUpdate
+from .update import NO_MEMBER, DeviceUpdate, PeerUpdate
 
 __all__ = ["format_get", "parse_set"]
 
@@ -29,6 +30,7 @@ def format_get(device: Device, listen_port: int, fwmark: int) -> str:
     """All of a device's state, in wireguard-go's order.
 
     It holds the private and pre-shared keys, as the API says: the socket is for its owner alone (mode 0600).
+    The prefixes of the failover group are shown at its active member, where their packets go.
     """
     lines: list[str] = []
     if device.identity is not None:
@@ -49,7 +51,7 @@ def format_get(device: Device, listen_port: int, fwmark: int) -> str:
         lines.append(f"tx_bytes={peer.stats.tx_bytes}")
         lines.append(f"rx_bytes={peer.stats.rx_bytes}")
         lines.append(f"persistent_keepalive_interval={peer.keepalive_interval_s}")
-        lines.extend(f"allowed_ip={network}" for network in device.allowed_ips(peer))
+        lines.extend(f"allowed_ip={network}" for network in device.reached_through(peer))
     return "".join(line + "\n" for line in lines)
 
 
@@ -66,6 +68,22 @@ def _true(text: str) -> bool:
     if text != "true":
         raise ValueError("can only be true")
     return True
+
+
+def _milliseconds(limits_s: tuple[float, float]) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        seconds = _number(32)(text) / 1000
+        if not limits_s[0] <= seconds <= limits_s[1]:
+            raise ValueError("is out of range")
+        return seconds
+
+    return read
+
+
+def _priority(text: str) -> int:
+    if text == "none":
+        return NO_MEMBER
+    return _number(16)(text)
 
 
 def _version(text: str) -> None:
@@ -85,6 +103,10 @@ _DEVICE: dict[str, tuple[str, Callable[[str], Any]]] = {
     "listen_port": ("listen_port", _number(16)),
     "fwmark": ("fwmark", _number(32)),
     "replace_peers": ("replace_peers", _true),
+    "failover_timeout_ms": ("failover_timeout_s", _milliseconds(FAILOVER_TIMEOUT_RANGE_S)),
+    "failover_return_ms": ("failover_return_s", _milliseconds(FAILOVER_RETURN_RANGE_S)),
+    "replace_failover_allowed_ips": ("replace_failover_allowed_ips", _true),
+    "failover_allowed_ip": ("failover_allowed_ips", _prefix),
 }
 _PEER: dict[str, tuple[str, Callable[[str], Any]]] = {
     "remove": ("remove", _true),
@@ -95,6 +117,7 @@ _PEER: dict[str, tuple[str, Callable[[str], Any]]] = {
     "replace_allowed_ips": ("replace_allowed_ips", _true),
     "allowed_ip": ("allowed_ips", _prefix),
     "protocol_version": ("", _version),
+    "failover": ("failover", _priority),
 }
 
 
@@ -116,6 +139,7 @@ def parse_set(lines: Iterable[str]) -> DeviceUpdate:
             _set_field(device, _DEVICE, key, value)
         else:
             _set_field(peers[-1], _PEER, key, value)
+    device["failover_allowed_ips"] = tuple(device.get("failover_allowed_ips", ()))
     return DeviceUpdate(**device, peers=tuple(_peer_update(peer) for peer in peers))
 
 
@@ -143,9 +167,12 @@ def _set_field(
         _allowed_ip(target, key, read, value)
         return
     result = _read(key, read, value)
-    if field == "replace_allowed_ips":
+    if field == "failover_allowed_ips":
+        target.setdefault(field, {})[result] = None
+        return
+    if field in ("replace_allowed_ips", "replace_failover_allowed_ips"):
         # Lines are done in order: this one takes away what those before it gave.
-        target.pop("allowed_ips", None)
+        target.pop(field.removeprefix("replace_"), None)
     if field:
         target[field] = result
 

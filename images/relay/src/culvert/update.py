@@ -17,7 +17,10 @@ from .endpoint import Endpoint
 from .errors import RequestError
 from .keys import ZERO_KEY
 
-__all__ = ["DeviceUpdate", "PeerUpdate", "apply_peers", "check_peers"]
+__all__ = ["NO_MEMBER", "DeviceUpdate", "PeerUpdate", "apply_peers", "check_peers"]
+
+NO_MEMBER = -1
+"""In place of a priority: the peer leaves the failover group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class PeerUpdate:
     replace_allowed_ips: bool = False
     allowed_ips: tuple[Network, ...] = ()
     disallowed_ips: tuple[Network, ...] = ()
+    failover: int | None = None
+    "Priority in the failover group, or :data:`NO_MEMBER`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,10 @@ class DeviceUpdate:
     fwmark: int | None = None
     "0 for none."
     replace_peers: bool = False
+    failover_timeout_s: float | None = None
+    failover_return_s: float | None = None
+    replace_failover_allowed_ips: bool = False
+    failover_allowed_ips: tuple[Network, ...] = ()
     peers: tuple[PeerUpdate, ...] = ()
 
 
@@ -80,8 +89,24 @@ def apply_peers(device: Device, update: DeviceUpdate, now: float) -> None:
     if update.replace_peers:
         for peer in device.peers():
             device.remove_peer(peer.public_key)
+    # First the group's prefixes, then the peers'. Nothing is sent before both are done, so a prefix that
+    # moves from one to the other is never without an owner, in either direction.
+    _apply_group(device, update)
     for change in update.peers:
         _apply_peer(device, change, now)
+    device.failover.reconfigured(now)
+
+
+def _apply_group(device: Device, update: DeviceUpdate) -> None:
+    group = device.failover
+    if update.failover_timeout_s is not None:
+        group.timeout_s = update.failover_timeout_s
+    if update.failover_return_s is not None:
+        group.return_s = update.failover_return_s
+    if update.replace_failover_allowed_ips:
+        device.disallow(group)
+    for network in update.failover_allowed_ips:
+        device.allow(group, network)
 
 
 def _apply_peer(device: Device, change: PeerUpdate, now: float) -> None:
@@ -105,6 +130,10 @@ def _apply_peer(device: Device, change: PeerUpdate, now: float) -> None:
     for network in change.disallowed_ips:
         device.disallow(peer, network)
     _allow_all(device, change.allowed_ips, change.public_key)
+    if change.failover == NO_MEMBER:
+        device.failover.leave(peer)
+    elif change.failover is not None:
+        device.failover.join(peer, change.failover)
     if change.keepalive_interval_s is not None:
         peer.set_keepalive_interval(change.keepalive_interval_s, now)
     peer.flush(now)
