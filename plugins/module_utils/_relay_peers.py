@@ -136,7 +136,7 @@ def _by_key(peers: Any) -> dict[str, Any]:
 def _guard_descent(spec: PeersSpec, observed: Observed) -> None:
     """The host may have peers that this run's registry does not know of yet; they would be dropped."""
     descent, found = spec.descent, observed.config.registry_id
-    if not found or descent.adopt or not descent.lineage or found in descent.lineage:
+    if descent.knows(found):
         return
     raise SpecError(
         "registry",

@@ -24,6 +24,8 @@ from ._uapi import interface_name, socket_path_of
 
 CONFIG_DIRECTORY = "/etc/culvert"
 DEFAULT_PORT = 51820
+#: So many ids a registry remembers, as long as in ``plugin_utils/_registry.py``.
+LINEAGE_MAX = 500
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,21 @@ class Descent:
     id: str = ""
     lineage: tuple[str, ...] = ()
     adopt: bool = False
+
+    def knows(self, found: str) -> bool:
+        """Whether the peers that came from state ``found`` may be replaced by these.
+
+        A host that did not have to be written for long may have an id that is forgotten, as it is older than
+        all that are remembered.
+        """
+        if not found or self.adopt or not self.lineage or found in self.lineage:
+            return True
+        return len(self.lineage) >= LINEAGE_MAX and _serial(found) < min(map(_serial, self.lineage))
+
+
+def _serial(identifier: str) -> int:
+    number = identifier.partition("-")[0]
+    return int(number) if number.isascii() and number.isdigit() else 2**63
 
 
 @dataclass(frozen=True)
@@ -182,7 +199,9 @@ def _descent(entry: Options | None) -> Descent:
     for option, ids in (("id", [own]), ("lineage", lineage)):
         if not all(text == "".join(text.split()) and text.isprintable() for text in ids):
             raise entry.refuse(option, "has white space in an id")
-    descent = Descent(own, (*lineage, own) if own else tuple(lineage), entry.flag("adopt", False))
+    descent = Descent(
+        own, tuple(dict.fromkeys([*lineage, own] if own else lineage)), entry.flag("adopt", False)
+    )
     entry.done()
     return descent
 

@@ -166,7 +166,7 @@ registry_id:
       none.
   returned: success
   type: str
-  sample: 9f3a21c4
+  sample: 17-9f3a21c4
 """
 
 from ansible.module_utils.basic import AnsibleModule

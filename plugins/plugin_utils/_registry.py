@@ -9,9 +9,10 @@ The inventory says which hosts there should be. Keys are made on the hosts and a
 they are written down, in a file beside the inventory: a run that sees only some of the hosts then knows the
 others as well. One host a line, sorted, so that a version control system can merge it.
 
-Each change of the hosts gives the registry a new id, which is appended to its lineage. The id is made from
-the one before and from the hosts: a file that somebody merged or edited does not have the id that belongs to
-it, and gets a new one. What is written here is either the old file or the new one, and under a lock.
+Each change of the hosts gives the registry a new id, which is appended to its lineage. The id is a serial
+number, and a hash of the id before and of the hosts: a file that somebody merged or edited does not have the
+id that belongs to it, and gets a new one. What is written here is either the old file or the new one, and
+under a lock.
 """
 
 from __future__ import annotations
@@ -106,23 +107,31 @@ class Registry:
     @property
     def sealed(self) -> bool:
         """Whether the id belongs to the hosts: nobody has merged or edited the file since it got it."""
-        return not self.lineage or self.id == _id_of(self.hosts, self.lineage[-2:-1])
+        return not self.lineage or self.id == _id_of(serial_of(self.id), self.hosts, self.lineage[-2:-1])
 
     def with_hosts(self, hosts: t.Mapping[str, Entry], ancestors: t.Iterable[str] = ()) -> Registry:
         """The registry with these hosts, itself if they are the same.
 
         :param ancestors: ids of other registries whose hosts may be changed by who has this one.
         """
-        if dict(hosts) == dict(self.hosts) and self.sealed:
+        strangers = [id for id in dict.fromkeys(ancestors) if id and id not in self.lineage]
+        if dict(hosts) == dict(self.hosts) and self.sealed and not strangers:
             return self
-        known = (*(id for id in dict.fromkeys(ancestors) if id and id not in self.lineage), *self.lineage)
-        lineage = (*known, _id_of(hosts, known[-1:]))
-        return Registry(dict(hosts), lineage[-LINEAGE_MAX:], self.serial + 1)
+        known = (*strangers, *self.lineage)
+        serial = max([self.serial, *map(serial_of, known)]) + 1
+        lineage = (*known, _id_of(serial, hosts, known[-1:]))
+        return Registry(dict(hosts), lineage[-LINEAGE_MAX:], serial)
 
 
-def _id_of(hosts: t.Mapping[str, Entry], before: t.Sequence[str]) -> str:
+def serial_of(id: str) -> int:
+    """The serial number in an id, by which hosts can tell that one is older than all that is remembered."""
+    number = id.partition("-")[0]
+    return int(number) if number.isascii() and number.isdigit() else 0
+
+
+def _id_of(serial: int, hosts: t.Mapping[str, Entry], before: t.Sequence[str]) -> str:
     text = json.dumps([list(before), {name: hosts[name].as_dict() for name in sorted(hosts)}], sort_keys=True)
-    return hashlib.blake2s(text.encode(), digest_size=4, person=b"culvert").hexdigest()
+    return f"{serial}-{hashlib.blake2s(text.encode(), digest_size=4, person=b'culvert').hexdigest()}"
 
 
 def plain(value: t.Any) -> t.Any:

@@ -1,0 +1,194 @@
+# Copyright (c) 2026, Culvert contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Keeps the registry of the fleet, on the controller. The decisions are in plugin_utils/_fleet_*.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ansible import constants
+from ansible.plugins.action import ActionBase
+from ansible_collections.culvert.vpn.plugins.modules.fleet_registry import ARGUMENTS
+from ansible_collections.culvert.vpn.plugins.plugin_utils import _registry
+from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_check import problems
+from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_hosts import CLIENTS, SERVERS, Run, host_of
+from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_join import join
+from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import (
+    Entry,
+    Registry,
+    RegistryError,
+    plain,
+)
+
+
+class Refused(Exception):
+    """The fleet cannot be as it is wished. ``args`` are sentences that say why."""
+
+
+class ActionModule(ActionBase):
+    """Action plugin of ``culvert.vpn.fleet_registry``."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _supports_async = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _checked, options = self.validate_argument_spec(argument_spec=ARGUMENTS)
+        options = plain(options)
+        states = {"check": self._check, "joined": self._joined, "forgotten": self._forgotten}
+        try:
+            result.update(states[options["state"]](options, task_vars or {}))
+        except Refused as refusal:
+            sentences = list(refusal.args)
+            result.update(
+                failed=True, problems=sentences, msg=" ".join([*sentences, _UNCHANGED[options["state"]]])
+            )
+        except RegistryError as error:
+            result.update(failed=True, problems=[str(error)], msg=str(error))
+        return result
+
+    def _check(self, options: dict[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
+        run = run_of(options, variables)
+        registry = _registry.read(options["path"])
+        found = problems(registry, run)
+        if not found:
+            found = _cannot_write(options["path"], registry, run)
+        if found:
+            raise Refused(*found)
+        return {"changed": False, "path": options["path"], "servers_absent": _absent(registry, run)}
+
+    def _joined(self, options: dict[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
+        run = run_of(options, variables)
+        path = options["path"]
+        with _registry.locked(path) as locks:
+            before = _registry.read(path)
+            done = join(before, run)
+            if done.problems:
+                raise Refused(*done.problems)
+            changed = done.registry is not before and bool(done.registry.lineage)
+            if changed and not self._task.check_mode:
+                _registry.write(path, done.registry)
+            elif self._task.check_mode:
+                path = _rehearsed(done.registry)
+        return {
+            **_result(before, done.registry, changed, locks),
+            "path": path,
+            "ansible_facts": {"culvert_registry": path},
+            "added": done.added,
+            "removed": done.removed,
+            "renamed": [{"from": old, "to": new} for old, new in done.renamed],
+            "servers_absent": _absent(done.registry, run),
+        }
+
+    def _forgotten(self, options: dict[str, Any], _variables: Mapping[str, Any]) -> dict[str, Any]:
+        path = options["path"]
+        result = {"path": path, "removed": [], "changed": False}
+        if not os.path.exists(path):
+            return result
+        with _registry.locked(path) as locks:
+            before = _registry.read(path)
+            if before is None:
+                return result
+            names = set(options["hosts"])
+            left = {name: entry for name, entry in before.hosts.items() if name not in names}
+            after = before.with_hosts(left)
+            changed = after is not before or not left
+            if changed and not self._task.check_mode:
+                if left:
+                    _registry.write(path, after)
+                else:
+                    _registry.remove(path)
+        return {
+            **result,
+            **_result(before, after, changed, locks),
+            "removed": sorted(names & set(before.hosts)),
+        }
+
+
+_UNCHANGED = {
+    "check": "Nothing was changed on any host.",
+    "joined": "The registry was not changed.",
+    "forgotten": "The registry was not changed.",
+}
+
+
+def run_of(options: Mapping[str, Any], variables: Mapping[str, Any]) -> Run:
+    """What the run knows: the inventory's fleet, and what those of its hosts that are in the play say.
+
+    :raises Refused: an option is missing.
+    """
+    if not options["network"]:
+        raise Refused("network is required with this state.")
+    groups = {group: set(map(str, variables["groups"].get(group, ()))) for group in (SERVERS, CLIENTS)}
+    here = set(map(str, variables["ansible_play_hosts"]))
+    names = groups[SERVERS] | groups[CLIENTS]
+    hostvars = variables["hostvars"]
+    return Run(
+        hosts={
+            name: host_of(
+                name,
+                hostvars[name],
+                [group for group, members in groups.items() if name in members],
+                name in here,
+            )
+            for name in sorted(names)
+        },
+        network=options["network"],
+        network6=options["network6"] or "",
+        full=names <= set(map(str, variables["ansible_play_hosts_all"])),
+        max_removals=options["max_removals"],
+        adopt=options["adopt"],
+    )
+
+
+def _absent(registry: Registry | None, run: Run) -> list[str]:
+    hosts: Mapping[str, Entry] = registry.hosts if registry else {}
+    return sorted(
+        name
+        for name, entry in hosts.items()
+        if entry.server and not (name in run.hosts and run.hosts[name].here)
+    )
+
+
+def _cannot_write(path: str, registry: Registry | None, run: Run) -> list[str]:
+    """A registry that cannot be written is no harm as long as nothing has to be written."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        return [f"site_registry is {path}, and there is no folder {folder}."]
+    if os.access(folder, os.W_OK) or join(registry, run).registry is registry:
+        return []
+    wrong = (
+        f"The registry {path} has to be written, and its folder is not writable for who runs this: set "
+        "site_registry to a path that is kept between runs (docs/registry.md)."
+    )
+    return [wrong]
+
+
+def _rehearsed(registry: Registry) -> str:
+    """Write what would be written below Ansible's temporary folder, which goes when the run ends."""
+    folder = os.path.join(constants.DEFAULT_LOCAL_TMP, "culvert")
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, "registry.txt")
+    _registry.write(path, registry)
+    return path
+
+
+def _result(before: Registry | None, after: Registry, changed: bool, locks: bool) -> dict[str, Any]:
+    result: dict[str, Any] = {"changed": changed, "diff": {"before": {}, "after": {}}}
+    old: Mapping[str, Entry] = before.hosts if before else {}
+    for name in sorted({*old, *after.hosts}):
+        if old.get(name) != after.hosts.get(name):
+            for side, entries in (("before", old), ("after", after.hosts)):
+                if name in entries:
+                    result["diff"][side][name] = entries[name].as_dict()
+    if not locks:
+        result["warnings"] = [
+            "The file system of the registry knows no locks: two runs at once could lose each other's hosts."
+        ]
+    return result

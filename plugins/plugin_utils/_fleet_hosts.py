@@ -1,0 +1,179 @@
+# Copyright (c) 2026, Culvert contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Private to the collection: may change at any time.
+"""The hosts of a fleet as the inventory has them, and those in the run as they describe themselves.
+
+The inventory's variables are there for every host. Facts are believed only of hosts that are still in the
+play: of others they may come from a cache, and be of any age.
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+from dataclasses import dataclass, replace
+
+from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet import key_problem
+from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import Data, plain
+
+SERVERS = "vpn_servers"
+CLIENTS = "vpn_clients"
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host of the groups vpn_servers and vpn_clients.
+
+    :ivar server, client: in which of the groups it is.
+    :ivar pin, pin6: the addresses that the inventory wants for it, with prefix length; empty for any.
+    :ivar network, network6: of the tunnel, where the inventory has them; empty otherwise.
+    :ivar networks: prefixes behind it.
+    :ivar drain: whether clients are to leave this server.
+    :ivar acl: what a client may reach; ``None`` for anything.
+    :ivar servers: the servers that a client uses, if the inventory says so.
+    :ivar here: whether it is still in the play. The rest is empty where it is not.
+    :ivar public_key: base64, empty as long as there is none.
+    :ivar endpoint: ``host:port`` of a server.
+    :ivar addresses: that its tunnel has now, with prefix length.
+    :ivar ipv6: whether it has IPv6.
+    :ivar mtu: what fits into its path, ``None`` if that was not measured in this run.
+    :ivar registry_id: of the state of the registry that its peers come from.
+    :ivar running: whether a relay runs there.
+    :ivar problems: what of the above could not be read, a sentence each.
+    """
+
+    name: str
+    server: bool = False
+    client: bool = False
+    pin: str = ""
+    pin6: str = ""
+    network: str = ""
+    network6: str = ""
+    networks: tuple[str, ...] = ()
+    drain: bool = False
+    acl: tuple[Data, ...] | None = None
+    servers: tuple[str, ...] = ()
+    here: bool = False
+    public_key: str = ""
+    endpoint: str = ""
+    addresses: tuple[str, ...] = ()
+    ipv6: bool = True
+    mtu: int | None = None
+    registry_id: str = ""
+    running: bool = False
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run knows.
+
+    :ivar hosts: the whole fleet as the inventory has it, whether in the run or not.
+    :ivar network, network6: of the tunnel; the latter empty for none.
+    :ivar full: whether the run is for all of them, by the command line: some may still not be reached.
+    """
+
+    hosts: t.Mapping[str, Host]
+    network: str
+    network6: str = ""
+    full: bool = True
+    max_removals: int = 3
+    adopt: bool = False
+
+
+class _Variables:
+    """Variables of one host, without what Ansible attaches to them. What cannot be read is a problem."""
+
+    def __init__(self, name: str, variables: t.Mapping[str, t.Any]) -> None:
+        self._name = name
+        self._variables = variables
+        self.problems: list[str] = []
+
+    def read(self, variable: str, kind: t.Any, default: t.Any = None) -> t.Any:
+        """Return a variable's value, `default` if there is none, or none that is of the `kind`."""
+        try:
+            if variable not in self._variables:
+                return default
+            value = plain(self._variables[variable])
+        except Exception as error:  # whatever a template may run into
+            self.problems.append(f"{self._name}: {variable} cannot be worked out: {_first_line(error)}")
+            return default
+        if value is None:
+            return default
+        if not isinstance(value, kind):
+            self.problems.append(f"{self._name}: {variable} is no {_WORDS[kind]}.")
+            return default
+        return value
+
+    def flag(self, variable: str) -> bool:
+        """Return a switch, which may come as text: from the command line, or from an inventory in INI."""
+        value = self.read(variable, (bool, str, int), False)
+        text = str(value).strip().lower()
+        if text not in _TRUE | _FALSE:
+            self.problems.append(f"{self._name}: {variable} is {value!r}, neither true nor false.")
+        return text in _TRUE
+
+    def texts(self, variable: str) -> tuple[str, ...]:
+        return tuple(str(item) for item in self.read(variable, list, []))
+
+    def fact(self, name: str) -> dict[str, t.Any]:
+        """Return a fact that is a mapping, whether or not facts are variables, too."""
+        found = self.read(name, dict)
+        if found is None:
+            found = self.read("ansible_facts", dict, {}).get(name)
+        return found if isinstance(found, dict) else {}
+
+
+_TRUE = {"true", "yes", "on", "1", "y", "t"}
+_FALSE = {"false", "no", "off", "0", "n", "f", ""}
+_WORDS = {str: "text", list: "list", dict: "mapping", (bool, str, int): "switch"}
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"\s+", " ", lines[0])[:300]
+
+
+def host_of(name: str, variables: t.Mapping[str, t.Any], groups: t.Container[str], here: bool) -> Host:
+    """Return what is known of a host.
+
+    :param groups: those of vpn_servers and vpn_clients that it is in.
+    """
+    source = _Variables(name, variables)
+    server, client = SERVERS in groups, CLIENTS in groups
+    acl = source.read("client_acl", list) if client else None
+    host = Host(
+        name=name,
+        server=server,
+        client=client,
+        pin=source.read("relay_address", str, ""),
+        pin6=source.read("relay_address6", str, ""),
+        network=source.read("relay_network", str, ""),
+        network6=source.read("relay_network6", str, ""),
+        networks=(source.texts("client_networks") if client else ())
+        + (source.texts("server_site_networks") if server else ()),
+        drain=server and source.flag("server_drain"),
+        acl=None if acl is None else tuple(acl),
+        servers=source.texts("client_servers") if client else (),
+        **(_described(source) if here else {}),
+    )
+    return replace(host, problems=tuple(source.problems))
+
+
+def _described(source: _Variables) -> dict[str, t.Any]:
+    """What a host that is here says of itself."""
+    identity, found, path = (source.fact(name) for name in ("relay_identity", "culvert_host", "relay_path"))
+    keys = [identity.get("public_key"), (found.get("key") or {}).get("public_key")]
+    inner = path.get("inner")
+    return {
+        "here": True,
+        "public_key": next((key for key in keys if key_problem(key) is None), ""),
+        "endpoint": str(identity.get("endpoint") or ""),
+        "addresses": tuple(map(str, found.get("addresses") or identity.get("addresses") or ())),
+        "ipv6": bool(identity.get("ipv6", found.get("ipv6", True))),
+        "mtu": int(str(inner)) if str(inner).isdigit() else None,
+        "registry_id": str(identity.get("registry_id") or found.get("registry_id") or ""),
+        "running": bool((found.get("relay") or {}).get("running", identity.get("running"))),
+    }
