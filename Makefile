@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test fuzz sanitize bench bench-load bench-size soak lint sanity image wheels execution-environment build setup deps-update clean
+.PHONY: help demo demo-down test fuzz sanitize bench bench-fleet bench-load bench-size soak lint sanity image wheels execution-environment build setup deps-update clean
 
 help: ## this list
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk -F: '{ printf "  make %-22s %s\n", $$1, $$2 }'
@@ -42,6 +42,12 @@ bench: ## our relay beside wireguard-go, OpenVPN, Nebula and tinc; ARGS=--quick,
 	@tools/setup.sh tools
 	@tools/native.sh
 	@tools/run.sh python -m bench.throughput $(ARGS)
+
+bench-fleet: ## what a rollout costs, on simulated fleets of 10 to 100 hosts; ARGS='--sizes 10 50'
+	@tools/packages.sh test
+	@tools/setup.sh tools
+	@tools/native.sh
+	@tools/run.sh python -m bench.fleet $(ARGS)
 
 bench-load: ## what many peers and a flood cost a relay; ARGS='--peers 10 1000'
 	@tools/packages.sh test

@@ -262,6 +262,8 @@ class Fleet:
             "ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.profile_tasks",
             "PROFILE_TASKS_TASK_OUTPUT_LIMIT": "all",
             "LC_ALL": "C.UTF-8",
+            # As on every other controller, Python keeps what it has compiled.
+            "PYTHONDONTWRITEBYTECODE": "",
         }
         script = f'exec "$@" >{output} 2>&1'
         began = time.monotonic()
