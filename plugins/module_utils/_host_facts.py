@@ -13,11 +13,14 @@ has to be cheap: it is asked of every host in every run. What cannot be read cou
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import os
 import pwd
 import shlex
+import socket
 import stat
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +34,9 @@ from ._relay_key import KeyBackend, KeySpec
 _LOCAL_PORTS_DEFAULT = "32768 60999"
 # include/uapi/linux/route.h
 _RTF_UP, _RTF_REJECT = 0x0001, 0x0200
+# include/uapi/linux/sockios.h
+_SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
+_GLOBAL_SCOPE = "00"
 _ANY_IPV6 = "0" * 32
 _LOOPBACK_IPV6 = "0" * 31 + "1"
 # Distributions as Ansible names them, by what they call themselves. Others are named as they call themselves.
@@ -45,6 +51,8 @@ _FAMILIES = {"debian": "Debian", "fedora": "RedHat", "rhel": "RedHat", "suse": "
 # The line of the configuration's header in which it says which registry its peers are from.
 _REGISTRY = "# Registry: "
 _HEADER_MAX_LINES = 20
+# Of what is not there, or may not be looked at.
+_NO_PROTECTION = {"exists": False, "mode": "", "owner": -1, "group": -1}
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,10 @@ def culvert(
         "config_dir": _protection(f"{root}{spec.config_dir}"),
         "key": _key(f"{root}{spec.config_dir}/{spec.name}.key"),
         "relay": _relay(f"{root}{_uapi.SOCKET_DIRECTORY}/{spec.name}.sock"),
+        "addresses": [
+            *_ipv4_addresses(spec.name),
+            *_global_ipv6(_text(f"{root}/proc/net/if_inet6"), spec.name),
+        ],
         "registry_id": registry_id(_text(f"{root}{spec.config_dir}/{spec.name}.conf")),
         "files": {path: os.path.exists(f"{root}{path}") for path in spec.files},
     }
@@ -194,6 +206,30 @@ def _ipv6_addresses(addresses: str) -> list[str]:
     return [_colons(address) for address in found if address != _LOOPBACK_IPV6]
 
 
+def _global_ipv6(addresses: str, device: str) -> list[str]:
+    """Of one device, with prefix length."""
+    rows = [line.split() for line in addresses.splitlines()]
+    return [
+        f"{_colons(row[0])}/{int(row[2], 16)}"
+        for row in rows
+        if len(row) == 6 and row[5] == device and row[3] == _GLOBAL_SCOPE
+    ]
+
+
+def _ipv4_addresses(device: str) -> list[str]:
+    """The first one of a device, with prefix length: asked by ioctl, for which no library is needed."""
+    request = struct.pack("256s", device.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            address, netmask = (
+                socket.inet_ntoa(fcntl.ioctl(asking, what, request)[20:24])
+                for what in (_SIOCGIFADDR, _SIOCGIFNETMASK)
+            )
+        except OSError:
+            return []
+    return [ipaddress.IPv4Interface(f"{address}/{netmask}").with_prefixlen]
+
+
 def _colons(digits: str) -> str:
     return str(ipaddress.IPv6Address(bytes.fromhex(digits)))
 
@@ -223,7 +259,7 @@ def _key(path: str) -> dict[str, Any]:
     try:
         state = KeyBackend(KeySpec(path, present=False)).observe()
     except HostError as error:
-        return {"exists": True, "problem": str(error), "public_key": None}
+        return {**_NO_PROTECTION, "exists": True, "problem": str(error), "public_key": None}
     return {
         "exists": state.exists,
         "problem": state.problem,
@@ -248,7 +284,7 @@ def _protection(path: str) -> dict[str, Any]:
     try:
         status = os.stat(path)
     except OSError:
-        return {"exists": False}
+        return _NO_PROTECTION
     return {
         "exists": True,
         "mode": f"{stat.S_IMODE(status.st_mode):04o}",

@@ -108,13 +108,18 @@ def measure(spec: PathSpec) -> dict[str, Any]:
             f"with {'IPv6' if spec.tunnel_ipv6 else 'IPv4'} may have ({found['mtu']}): TCP is held to what "
             "fits, anything else that is larger is sent in fragments"
         )
-    return {**found, "paths": [path.report() for path in paths], "warnings": sorted(warnings)}
+    return {**_result(spec, paths), "warnings": sorted(warnings)}
 
 
 def blank(spec: PathSpec, why: str) -> dict[str, Any]:
     """The result in check mode on a host that has not been prepared yet: as it is, or as on Ethernet."""
     path = Path(4, (device_mtu(spec.device) or 1420) + 80, ASSUMED)
-    return {**tunnel_mtu([path], spec.tunnel_ipv6), "paths": [path.report()], "warnings": [why]}
+    return {**_result(spec, [path]), "warnings": [why]}
+
+
+def _result(spec: PathSpec, paths: Sequence[Path]) -> dict[str, Any]:
+    found = tunnel_mtu(paths, spec.tunnel_ipv6)
+    return {**found, "interface": spec.device, "paths": [path.report() for path in paths]}
 
 
 def device_mtu(name: str) -> int | None:

@@ -192,6 +192,11 @@ ansible_facts:
           description: Whether the relay is C(running), and the C(public_key) that it runs with.
           type: dict
           sample: {"running": false, "public_key": null, "error": ""}
+        addresses:
+          description: Addresses that the relay's interface has now, with prefix length.
+          type: list
+          elements: str
+          sample: ["10.86.0.7/16"]
         registry_id:
           description: Which registry the relay's peers are from, V(null) if that is not known.
           type: str

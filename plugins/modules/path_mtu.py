@@ -113,6 +113,11 @@ inner:
   returned: success
   type: int
   sample: 1440
+interface:
+  description: The tunnel's device.
+  returned: success
+  type: str
+  sample: culvert0
 path_mtu:
   description: The smallest of RV(paths[].path_mtu).
   returned: success

@@ -89,6 +89,19 @@ HOSTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     ),
     "search": ("client", {"client_dns_search": ["example.com", "a b"]}, ["a b is not a domain"]),
     "unmarked": ("client", {"relay_fwmark": 0}, ["relay_fwmark: 0 is no mark"]),
+    "tunnel": ("relay", {"relay_mtu": 1300, "relay_disable_offloads": ["gro"], "relay_confirm": "never"}, []),
+    "plain4": ("relay", {"relay_network6": "", "relay_mtu": 576}, []),
+    "dot": ("relay", {"relay_interface": ".."}, ["relay_interface: .. is not a name"]),
+    "long": ("relay", {"relay_interface": "sixteen-bytes-xy"}, ["1 to 15 bytes (this has 16)"]),
+    "abroad": (
+        "relay",
+        {"relay_address": "192.168.1.1/24", "relay_address6": "fd00::1/64"},
+        ["relay_address: 192.168.1.1/24 is not an address of relay_network 10.86.0.0/16", "relay_address6"],
+    ),
+    "small": ("relay", {"relay_mtu": 1279}, ["relay_mtu: 1279 is neither auto nor a number from 1280"]),
+    "low port": ("relay", {"relay_listen_port": 53}, ["53 is not a port from 1024 to 65535"]),
+    "lro": ("relay", {"relay_disable_offloads": "tso,lro"}, ["lro"]),
+    "quick": ("relay", {"relay_batch": "quick", "relay_confirm_timeout_s": 9}, ["quick"]),
     "gate": ("server", {"server_resolver": "dnsmasq", "server_resolver_upstreams": ["10.0.0.53"]}, []),
     "unknown": ("server", {"server_resolver": "unbound"}, ["unbound is none of none, dnsmasq"]),
     "upstream": (
@@ -142,7 +155,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     defaults: dict[str, Any] = {}
     for path in files:
         defaults |= yaml.safe_load(Path(path).read_text())
-    groups: dict[str, Any] = {"vpn_clients": {"hosts": {}}, "vpn_servers": {"hosts": {}}}
+    groups: dict[str, Any] = {f"vpn_{role}s": {"hosts": {}} for role in ("client", "server", "relay")}
     for name, (role, variables, _words) in HOSTS.items():
         groups[f"vpn_{role}s"]["hosts"][name] = {"role_under_test": role, **variables}
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
@@ -176,15 +189,19 @@ def test_what_cannot_work_is_said_and_what_can_is_not(said: dict[str, str], host
 
 
 def test_the_playbook_asks_before_it_changes_anything() -> None:
+    """First the variables of all hosts, then the hosts, then the fleet; the first change comes after that."""
     plays = yaml.safe_load((ROOT / "playbooks" / "site.yml").read_text())
-    asked = [
-        (number, task["ansible.builtin.import_role"]["name"])
-        for number, play in enumerate(plays)
-        for task in play.get("tasks", [])
-        if task.get("ansible.builtin.import_role", {}).get("tasks_from") == "options.yml"
-    ]
-    changing = next(n for n, play in enumerate(plays) if play.get("name") == "Give every host a key pair")
-    assert {name for number, name in asked if number < changing} == {
-        "culvert.vpn.client",
-        "culvert.vpn.server",
-    }
+    steps: list[str] = []
+    for task in (task for play in plays for task in play.get("tasks", [])):
+        role = task.get("ansible.builtin.import_role")
+        registry = task.get("culvert.vpn.fleet_registry")
+        if role:
+            steps.append(f"{role['name'].rpartition('.')[2]} {role['tasks_from'].removesuffix('.yml')}")
+        elif registry:
+            steps.append(f"registry {registry['state']}")
+        elif "that" in task.get("ansible.builtin.assert", {}):
+            steps.append("assert")
+    first_change = steps.index("relay prepared")
+    asked = ["relay options", "server options", "relay options", "client options"]
+    assert steps[:first_change] == ["assert", *asked, "assert", "relay host", "registry check"]
+    assert set(asked).isdisjoint(steps[first_change:])
