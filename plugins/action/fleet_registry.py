@@ -16,13 +16,15 @@ from ansible_collections.culvert.vpn.plugins.modules.fleet_registry import ARGUM
 from ansible_collections.culvert.vpn.plugins.plugin_utils import _registry
 from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_check import problems
 from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_hosts import CLIENTS, SERVERS, Run, host_of
-from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_join import join
+from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_join import join, strangers
 from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import (
     Entry,
     Registry,
     RegistryError,
     plain,
 )
+
+_NAMES_SHOWN = 5
 
 
 class Refused(Exception):
@@ -57,7 +59,9 @@ class ActionModule(ActionBase):
         run = run_of(options, variables)
         registry = _registry.read(options["path"])
         found = problems(registry, run)
-        if not found:
+        if not found and options["read_only"]:
+            found = strangers(registry, run)
+        elif not found:
             found = _cannot_write(options["path"], registry, run)
         if found:
             raise Refused(*found)
@@ -66,6 +70,8 @@ class ActionModule(ActionBase):
     def _joined(self, options: dict[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
         run = run_of(options, variables)
         path = options["path"]
+        if options["read_only"]:
+            return _as_it_is(path, run)
         with _registry.locked(path) as locks:
             before = _registry.read(path)
             done = join(before, run)
@@ -168,6 +174,31 @@ def _cannot_write(path: str, registry: Registry | None, run: Run) -> list[str]:
         "site_registry to a path that is kept between runs (docs/registry.md)."
     )
     return [wrong]
+
+
+def _as_it_is(path: str, run: Run) -> dict[str, Any]:
+    """The registry is somebody else's to write. What differs is told, and left to a run that may write it."""
+    registry = _registry.read(path) or Registry()
+    found = strangers(registry, run)
+    if found:
+        raise Refused(*found)
+    wished = join(registry, run).registry.hosts
+    other = sorted(name for name, entry in registry.hosts.items() if wished.get(name) != entry)
+    result = _result(registry, registry, False, True)
+    if other:
+        names = ", ".join(other[:_NAMES_SHOWN]) + (", …" if len(other) > _NAMES_SHOWN else "")
+        warning = (
+            f"The registry {path} says something else of {names} than the inventory and the hosts do. It is "
+            "only read here; a run that may write it brings it up to date."
+        )
+        result["warnings"] = [warning]
+    return {
+        **result,
+        "path": path,
+        "ansible_facts": {"culvert_registry": path},
+        **{name: [] for name in ("added", "removed", "renamed")},
+        "servers_absent": _absent(registry, run),
+    }
 
 
 def _rehearsed(registry: Registry) -> str:

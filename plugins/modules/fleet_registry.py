@@ -88,6 +88,13 @@ options:
         here. Those that are not here are dropped until they are in a run again.
     type: bool
     default: false
+  read_only:
+    description:
+      - Whether the registry is somebody else's to write, as for a host that configures itself from a
+        repository. Then V(check) and V(joined) fail for hosts that are not in it with the key that they have,
+        and what else differs is a warning.
+    type: bool
+    default: false
 seealso:
   - plugin: culvert.vpn.fleet
     plugin_type: lookup
@@ -171,6 +178,7 @@ ARGUMENTS = {
     "hosts": {"type": "list", "elements": "str", "default": []},
     "max_removals": {"type": "int", "default": 3},
     "adopt": {"type": "bool", "default": False},
+    "read_only": {"type": "bool", "default": False},
 }
 
 

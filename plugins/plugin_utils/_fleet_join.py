@@ -71,6 +71,28 @@ def join(registry: Registry | None, run: Run) -> Joined:
     )
 
 
+def strangers(registry: Registry | None, run: Run) -> list[str]:
+    """Return who is here and not in the registry, or not by his key, as a sentence.
+
+    Where the registry may not be written, he would be configured as somebody whom nobody else knows.
+    """
+    known = registry.hosts if registry else {}
+    names = [
+        name
+        for name, host in sorted(run.hosts.items())
+        if host.here and (name not in known or host.public_key != known[name].public_key)
+    ]
+    if not names:
+        return []
+    some = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+    wrong = (
+        f"{some}: not in the registry, or not with the key that is on the host. This run only reads the "
+        "registry (site_registry_read_only): run culvert.vpn.site for the host from where it is written, and "
+        "update this copy."
+    )
+    return [wrong]
+
+
 def _renamed(entries: t.Mapping[str, Entry], run: Run) -> tuple[dict[str, Entry], list[tuple[str, str]]]:
     """The entries, those of hosts that came back under another name by their new name; and these names.
 
