@@ -158,6 +158,9 @@ def _peers(registry: Registry, options: Options) -> list[dict[str, t.Any]]:
 
 
 def _failover(registry: Registry, options: Options) -> dict[str, t.Any]:
+    entry = registry.hosts.get(options["host"])
+    if entry is None or entry.server:
+        return {}
     return _fleet.failover_of_client(
         registry.hosts, options["host"], _wish(options), options["timeout_s"], options["return_s"]
     )

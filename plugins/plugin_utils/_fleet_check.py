@@ -112,7 +112,7 @@ def _host_problems(host: Host, run: Run) -> list[str]:
     strangers = [s for s in host.servers if s not in run.hosts or not run.hosts[s].server]
     found += [f"{name}: client_servers: {s} is no host of the group {SERVERS}." for s in strangers]
     if host.acl is not None:
-        found += [f"{name}: {wrong}" for wrong in exception_problems(list(host.acl), "client_acl", "acl")]
+        found += [f"{name}: {wrong}." for wrong in exception_problems(list(host.acl), "client_acl", "acl")]
     return found
 
 

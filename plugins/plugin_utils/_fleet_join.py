@@ -184,6 +184,7 @@ class _Pool:
         self._six = option == "address6"
         self._taken: dict[int, str] = {}
         self._given: dict[str, str] = {}
+        self._pinned: set[str] = set()
         self._problems: list[str] = []
 
     def give(self) -> tuple[dict[str, str], list[str]]:
@@ -194,6 +195,7 @@ class _Pool:
             for host in here:
                 if self._pin(host):
                     self._take(host.name, self._pin(host), pinned=True)
+                    self._pinned.add(host.name)
             for stage in (self._registered, self._present):
                 for host in here:
                     if host.name not in self._given:
@@ -221,19 +223,19 @@ class _Pool:
 
     def _take(self, name: str, address: str, pinned: bool) -> None:
         owner = self._taken.setdefault(_number(address), name)
+        self._given[name] = address
         if owner == name:
-            self._given[name] = address
             return
         bare = address.split("/", maxsplit=1)[0]
         variable = "relay_address6" if self._six else "relay_address"
-        if pinned:
+        if pinned or owner in self._pinned:
+            name, owner = (name, owner) if pinned else (owner, name)
             wrong = (
                 f"{variable} of {name} is {bare}, which {owner} has: choose another, or one for {owner}, too."
             )
         else:
             wrong = f"{owner} and {name} have one tunnel address, {bare}: set {variable} for one of them."
         self._problems.append(wrong)
-        self._given[name] = ""
 
     def _registered(self, host: Host) -> None:
         address = self._of(self._known[host.name]) if host.name in self._known else ""
