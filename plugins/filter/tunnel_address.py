@@ -14,8 +14,8 @@ description:
   - Derives a host's address inside the tunnel network from its inventory name, so that it stays the same
     when the
     inventory is reordered or a run is limited to a few hosts.
-  - Two hosts that fall on one address are refused by the preflight checks of P(culvert.vpn.relay#role); pin
-    one of them then.
+  - Of two hosts that fall on one address, M(culvert.vpn.fleet_registry) gives the second one the next that is
+    free.
 options:
   _input:
     description: The tunnel network, IPv4 or IPv6.

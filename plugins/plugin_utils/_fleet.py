@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
 # Private to the collection: may change at any time.
-"""What has to be true of a fleet before any of its hosts is touched, and the addresses its hosts get.
+"""Addresses, peers and servers of a fleet's hosts, and what is wrong with what somebody wrote down of them.
 
 Pure functions on the controller: the filter plugins are one-line shells over them.
 """
@@ -26,9 +26,8 @@ def tunnel_address(network: str, host: str) -> str:
     """Return the tunnel address of `host` in `network`, with the network's prefix length.
 
     The address is a hash of the inventory name. So it is the same whatever the order of the inventory,
-    whichever
-    hosts a run is limited to, and whoever runs it; two names that fall on one address are found by
-    :func:`fleet_problems` before anything changes, and one of them is then pinned.
+    whichever hosts a run is limited to, and whoever runs it. Of two names that fall on one address, the
+    registry gives the second one the next that is free.
 
     :raises ValueError: `network` is not a network, or is too small to hold two hosts.
     """
@@ -134,130 +133,6 @@ def peer_problems(peers: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
                 problems.append(f"{where}.allowed_ips: {prefix} belongs to {prefixes[net]} already")
             prefixes[net] = where
     return problems
-
-
-def fleet_problems(members: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
-    """Return what makes a fleet impossible, a sentence each.
-
-    `members`: one mapping a host: `host`; `server`, `client` (bool); `addresses` (tunnel addresses with
-    prefix
-    length); `networks` (prefixes that live behind that host).
-    """
-    if not members:
-        return ["The inventory has no host in vpn_servers or vpn_clients."]
-    problems: list[str] = []
-    if not any(m.get("server") for m in members):
-        problems.append(
-            "The inventory has no server: put at least one host into the group vpn_servers. "
-            "The clients would have nobody to talk to."
-        )
-    problems.extend(
-        f"{m['host']} is in vpn_servers and in vpn_clients: a host is one or the other."
-        for m in members
-        if m.get("server") and m.get("client")
-    )
-    owners: dict[t.Any, str] = {}
-    behind: list[tuple[Network, str]] = []
-    for member in members:
-        host = str(member["host"])
-        for text in member.get("addresses") or []:
-            try:
-                address = ipaddress.ip_interface(str(text)).ip
-            except ValueError as exc:
-                problems.append(f"{host}: relay_address: {exc}")
-                continue
-            if address in owners:
-                problems.append(
-                    f"{host} and {owners[address]} have one tunnel address, {address}: "
-                    f"set relay_address{'6' if address.version == 6 else ''} for one of them."
-                )
-            owners.setdefault(address, host)
-        for text in member.get("networks") or []:
-            wrong = network_problem(text)
-            if wrong:
-                problems.append(f"{host}: client_networks: {wrong}")
-                continue
-            net = ipaddress.ip_network(str(text))
-            problems.extend(
-                f"{host}: client_networks: {net} overlaps with {other}, which lives behind {owner}."
-                for other, owner in behind
-                if other.version == net.version and other.overlaps(net)
-            )
-            behind.append((net, host))
-    return problems
-
-
-def _host_prefixes(member: t.Mapping[str, t.Any]) -> list[str]:
-    """Return a member's tunnel addresses as prefixes of one address each."""
-    return [str(ipaddress.ip_network(ipaddress.ip_interface(a).ip)) for a in member["addresses"]]
-
-
-def _peer(member: t.Mapping[str, t.Any], allowed_ips: list[str], **extra: t.Any) -> dict[str, t.Any]:
-    return {
-        "name": member["host"],
-        "public_key": member["public_key"],
-        "allowed_ips": list(dict.fromkeys(allowed_ips)),
-        **extra,
-    }
-
-
-def server_peers(members: t.Sequence[t.Mapping[str, t.Any]], host: str) -> list[dict[str, t.Any]]:
-    """Return the `relay_peers` of the server `host`: every other member of the fleet, by its own addresses.
-
-    A client may also send from the networks behind it. Other servers are called; clients call us.
-    """
-    return [
-        _peer(
-            m,
-            _host_prefixes(m) + [str(ipaddress.ip_network(n)) for n in m.get("networks") or []],
-            **({"endpoint": m["endpoint"]} if m["server"] else {}),
-        )
-        for m in members
-        if m["host"] != host
-    ]
-
-
-def client_peers(
-    members: t.Sequence[t.Mapping[str, t.Any]],
-    host: str,
-    server: str,
-    prefixes: t.Sequence[str],
-    keepalive: int,
-) -> list[dict[str, t.Any]]:
-    """Return the `relay_peers` of the client `host`: the servers.
-
-    `server` carries `prefixes`; each other server only its own address. `keepalive` is in seconds, 0 for
-    none.
-
-    :raises ValueError: `server` is not one of the fleet's servers.
-    """
-    servers = [m for m in members if m["server"]]
-    if server not in {m["host"] for m in servers}:
-        raise ValueError(f"client_server of {host} is {server!r}, which is no host of the group vpn_servers")
-    extra = {"persistent_keepalive": int(keepalive)} if int(keepalive) else {}
-    return [
-        _peer(
-            m,
-            _host_prefixes(m) + (list(prefixes) if m["host"] == server else []),
-            endpoint=m["endpoint"],
-            **extra,
-        )
-        for m in servers
-    ]
-
-
-def client_mtus(members: t.Sequence[t.Mapping[str, t.Any]], mtus: t.Mapping[str, t.Any]) -> dict[str, int]:
-    """Return the MTU by which each prefix behind a client is reached: its tunnel addresses and its networks.
-
-    `mtus`: what fits into the clients' paths, by host. A host without one is left out. IPv6 has to be carried
-    up to 1280 bytes in any case (RFC 8200, section 5).
-    """
-    return {
-        str(ipaddress.ip_network(prefix)): max(int(mtus[m["host"]]), 1280 if ":" in prefix else 0)
-        for m in members
-        if m["client"] and mtus.get(m["host"])
-        for prefix in _host_prefixes(m) + list(m.get("networks") or [])
-    }
 
 
 # --- What a host gets from the registry ---------------------------------------------------------------------
