@@ -280,7 +280,7 @@ class Device:
             if not source:
                 return 0
             owner = lookup(source)
-            if owner is peer or owner is peer.carrier:
+            if owner is peer or (owner is not None and owner is peer.watch):
                 return fresh
             self._refuse_source(peer, endpoint, source, fresh.bit_count(), now)
             return 0

@@ -86,7 +86,7 @@ class Failover:
         member = self._members.get(peer)
         if member is None:
             self._members[peer] = Member(self._context, peer, priority)
-            peer.carrier = peer.watch = self
+            peer.watch = self
         else:
             member.priority = priority
 
@@ -94,7 +94,7 @@ class Failover:
         """Nothing happens when it is no member. If it was the active one, the best of the others is."""
         if self._members.pop(peer, None) is None:
             return
-        peer.carrier, peer.watch, peer.echo = peer, None, None
+        peer.watch = peer.echo = None
         if self.active is peer:
             best = self._best()
             self._activate(None if best is None else best.peer)
@@ -166,9 +166,9 @@ class Failover:
     def on_session(self, peer: Peer, now: float) -> None:
         """A handshake was completed."""
         member = self._members[peer]
-        if member.echoes is None and member.priority:
-            # To know before it matters whether its silence will mean anything.
-            member.send_echo(now)
+        rank = 0 if self.active is None else self._members[self.active].priority
+        if member.priority and (self._asked or member.priority <= rank):
+            member.greet(now)
         self._schedule(now)
 
     def on_answer(self, peer: Peer) -> None:
@@ -190,13 +190,16 @@ class Failover:
             return
         if now >= self._look_at_s:
             self._look(active.peer, now)
+        self._schedule(self._look_at_s)
         self._watch(active, now)
+        active.forget_late_echo(now)
         # It may have been given up just now.
         active = self._members[self.active or active.peer]
         for member in sorted(self._preferred(active), key=lambda member: member.priority):
             if member.court(now, self.return_s):
                 self._return_to(member, active, now)
                 break
+            member.forget_late_echo(now)
             self._schedule(member.next_ask_s)
 
     def _look(self, peer: Peer, now: float) -> None:
@@ -208,7 +211,6 @@ class Failover:
         if now - peer.last_heard_s < after_s:
             self._looks += 1
             self._look_at_s = now + after_s
-            self._schedule(self._look_at_s)
         elif self._looks >= _LOOKS:
             self._members[peer].ask(now, handshake=False)
 
@@ -216,7 +218,8 @@ class Failover:
         """Whether the active member answers, and who else does."""
         since_s = active.peer.awaiting_s
         if since_s != self._since_s:
-            self._calm(active, now)
+            # It answered, and what goes unanswered now is something new.
+            self._forget_suspicion()
         if since_s == NEVER_S:
             return
         suspect_s = since_s + self._parts * _SUSPECT_AFTER_S
@@ -232,12 +235,6 @@ class Failover:
             self._schedule(since_s + self.timeout_s)
         elif self._is_silent(active, now):
             self._give_up(active, now)
-
-    def _calm(self, active: Member, now: float) -> None:
-        """It answered, and what goes unanswered now is something new."""
-        if self._asked > 1:
-            active.note_unanswered_echo(now)
-        self._forget_suspicion()
 
     def _forget_suspicion(self) -> None:
         self._since_s = self._ask_at_s = NEVER_S
@@ -263,9 +260,9 @@ class Failover:
         known to, must have left a handshake unanswered.
         """
         peer = active.peer
-        if peer.endpoint is None or (active.echoes and self._asked > 1):
+        if peer.endpoint is None or (active.echoes_now and peer.echo is not None and self._asked > 1):
             return True
-        if peer.initiated_s < self._since_s:
+        if not peer.unanswered:
             return False
         answered_by_s = peer.initiated_s + self._parts * _ANSWER_S
         if now < answered_by_s:

@@ -16,13 +16,17 @@ NEVER_S = float("inf")
 # An answer that takes longer than this is none, where nothing is in a hurry.
 _ANSWER_S = 1.0
 # How often a server is asked that is preferred to the active one: while it does not answer, while it does,
-# and if only a handshake (REKEY_TIMEOUT apart, at least) can tell. Half of the jitter goes either way.
+# and if only a handshake can tell (REKEY_TIMEOUT apart, at least). Half of the jitter goes either way.
 _ASK_EVERY_S = 5.0
 _ASK_STEADY_EVERY_S = 2.0
-_SHAKE_EVERY_S = 10.0
+_SHAKE_EVERY_S = 6.0
+# Handshakes cost more: so many of them in a long wait.
+_SHAKES = 8
 _JITTER = 0.4
 # Reminders that are not answered before a server counts as silent: one lost packet says nothing.
 _MISSES = 2
+# How long the reply to an echo request is looked out for, though it counts as unanswered before.
+_LOOK_OUT_S = 3.0
 # The wait of a server that failed again soon after it got the traffic back doubles, up to this.
 _MAX_WAIT_S = 600.0
 _SOON = 10
@@ -43,8 +47,10 @@ class Member:
         "_context",
         "_doublings",
         "_echoed_s",
+        "_greeted_s",
         "_identifier",
         "_misses",
+        "_replied_in",
         "_returned_s",
         "_sequence",
         "_steady_since_s",
@@ -66,6 +72,8 @@ class Member:
         self._identifier = context.jitter.getrandbits(16)
         self._sequence = 0
         self._echoed_s = float("-inf")
+        self._greeted_s = NEVER_S
+        self._replied_in = -1
         self._asked_s = NEVER_S
         self._misses = 0
         self._steady_since_s = NEVER_S
@@ -108,16 +116,33 @@ class Member:
         return None
 
     def _on_reply(self) -> None:
+        keypair = self.peer.keypairs.current
         self.peer.echo = None
         self.echoes = True
+        self._greeted_s = NEVER_S
+        self._replied_in = -1 if keypair is None else keypair.local_index
         if self.peer.watch is not None:
             self.peer.watch.on_answer(self.peer)
 
-    def note_unanswered_echo(self, now: float) -> None:
-        """It is heard of: if not in answer to an echo request that had its time, it answers none."""
-        if self.peer.echo is not None and now - self._echoed_s >= _ANSWER_S / 2:
-            self.peer.echo = None
+    def greet(self, now: float) -> None:
+        """There is a new session: whether echo requests are answered should be known before it matters."""
+        if self._greeted_s <= now - _ANSWER_S / 2:
+            # It made two sessions, and between them it did not answer.
             self.echoes = False
+        self._greeted_s = NEVER_S
+        if self.echoes is not False and self.send_echo(now):
+            self._greeted_s = now
+
+    @property
+    def echoes_now(self) -> bool:
+        """Whether an echo request was answered in this session, so that silence means something."""
+        keypair = self.peer.keypairs.current
+        return keypair is not None and keypair.local_index == self._replied_in
+
+    def forget_late_echo(self, now: float) -> None:
+        """Nobody looks out for a reply for ever: that takes time with each packet."""
+        if self.peer.echo is not None and now - self._echoed_s > _LOOK_OUT_S:
+            self.peer.echo = None
 
     def is_silent(self, now: float, timeout_s: float) -> bool:
         return now - self.peer.awaiting_s >= timeout_s
@@ -137,7 +162,7 @@ class Member:
     def court(self, now: float, return_s: float) -> bool:
         """Ask it when it is time; whether it is to take over now."""
         if self.peer.last_heard_s >= self._asked_s:
-            self._answered(now)
+            self._answered(now, return_s)
         elif now >= self.next_ask_s:
             if self._asked_s == NEVER_S:
                 self._remind(now)
@@ -155,24 +180,25 @@ class Member:
             sent = True
         # Where nothing may be sent yet, nothing is missed.
         self._asked_s = now if sent else NEVER_S
-        self.next_ask_s = now + _ANSWER_S
+        self.next_ask_s = now + (_ANSWER_S if sent or self.peer.endpoint is not None else _ASK_EVERY_S)
 
-    def _answered(self, now: float) -> None:
-        if self._misses:
-            self.note_unanswered_echo(now)
+    def _answered(self, now: float, return_s: float) -> None:
         self._asked_s = NEVER_S
         self._misses = 0
         if self._steady_since_s == NEVER_S:
             self._steady_since_s = now
-        every_s = _SHAKE_EVERY_S if self.echoes is False else _ASK_STEADY_EVERY_S
+        shake_every_s = max(_SHAKE_EVERY_S, self._wait_s(return_s) / _SHAKES)
+        every_s = shake_every_s if self.echoes is False else _ASK_STEADY_EVERY_S
         self.next_ask_s = now + every_s * self._jitter()
 
     def _missed(self, now: float) -> None:
         self._misses += 1
+        self._asked_s = NEVER_S
         if self._misses < _MISSES:
             self._remind(now)
+        if self._asked_s != NEVER_S:
             return
-        self._steady_since_s = self._asked_s = NEVER_S
+        self._steady_since_s = NEVER_S
         self.next_ask_s = now + (_ASK_EVERY_S - _MISSES * _ANSWER_S) * self._jitter()
 
     def _jitter(self) -> float:

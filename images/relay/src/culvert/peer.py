@@ -11,19 +11,17 @@ Rules that hold in this file:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .batch import Buffer, Chunk
 from .constants import (
     INITIATIONS_PER_SECOND,
     KEEPALIVE_TIMEOUT_S,
-    MAX_STAGED_BYTES,
-    MAX_STAGED_PACKETS,
     REJECT_AFTER_TIME_S,
     REKEY_ATTEMPT_TIME_S,
     REKEY_JITTER_S,
@@ -38,14 +36,15 @@ from .keypair import Keypair, Keypairs
 from .keys import ZERO_KEY, diffie_hellman, short_name
 from .messages import CookieReply, Initiation, Response
 from .noise import InitiatorHandshake, ResponderHandshake, TransportKeys
+from .staging import Staging
+from .stats import PeerStats
 from .timers import Timer, Timers
 
 if TYPE_CHECKING:
-    from .context import Carrier
     from .echo import Echo
     from .failover import Failover
 
-__all__ = ["Peer", "PeerStats"]
+__all__ = ["Peer"]
 
 # Handshakes are marked AF41 so that a busy link does not starve them; data carries DSCP 0, for the inner DSCP
 # would tell an onlooker what kind of traffic this is (as Linux's drivers/net/wireguard).
@@ -56,18 +55,7 @@ _MAX_ATTEMPTS = int(REKEY_ATTEMPT_TIME_S / REKEY_TIMEOUT_S)
 _NEVER = float("inf")
 
 
-@dataclass(slots=True)
-class PeerStats:
-    """Counters the control socket shows. Bytes are UDP payload, handshakes included, as WireGuard counts."""
-
-    tx_bytes: int = 0
-    rx_bytes: int = 0
-    last_handshake_ns: int = 0
-    "Wall clock, nanoseconds since 1970; 0 = never."
-
-
-@dataclass(slots=True)
-class _Pending:
+class _Pending(NamedTuple):
     """An initiation under way."""
 
     handshake: InitiatorHandshake
@@ -75,17 +63,13 @@ class _Pending:
 
 
 class Peer:
-    """State of one peer of a device.
-
-    As an owner of prefixes it carries to itself: ``active``. A member of a failover group may also send from
-    the group's addresses: ``carrier`` is the group then, and ``watch`` too, which is told what happens.
-    """
+    """State of one peer of a device. As an owner of prefixes it carries to itself: ``active``."""
 
     def __init__(self, context: Context, public_key: bytes) -> None:
         self._context = context
         self.active: Peer | None = self
-        self.carrier: Carrier = self
         self.watch: Failover | None = None
+        "The failover group that it is a member of: it is told what happens, and shares its prefixes with us."
         self.echo: Echo | None = None
         "An echo request of our own that is under way."
         self.awaiting_s = _NEVER
@@ -103,10 +87,10 @@ class Peer:
         self.last_heard_s = float("-inf")
         self.alive = True
         self._stamper = MacStamper(public_key)
-        self._static_static: bytes | None = None
+        self.static_static: bytes | None = None
+        "DH of our static key and the peer's; None without an identity, or when the key is of low order."
         self._pending: _Pending | None = None
-        self._staged: deque[tuple[bytes, int]] = deque()
-        self._staged_bytes = 0
+        self._staged = Staging()
         self._timers = Timers(context.timers, self._on_timer)
         self._another_keepalive = False
         self._last_minute = False
@@ -123,10 +107,9 @@ class Peer:
         """Packets that wait for a handshake."""
         return len(self._staged)
 
-    @property
-    def static_static(self) -> bytes | None:
-        """DH of our static key and the peer's; None without an identity, or when the key is of low order."""
-        return self._static_static
+    def unstage(self) -> list[tuple[bytes, int]]:
+        """Take them away: frames, each with its packet's ECN bits."""
+        return self._staged.take()
 
     # --- Life -----------------------------------------------------------------------------------------------
 
@@ -136,13 +119,11 @@ class Peer:
         # The new identity may introduce itself at once.
         self._sent_handshake_s = float("-inf")
         identity = self._context.identity
-        self._static_static = None
+        self.static_static = None
         if identity is not None:
-            try:
-                self._static_static = diffie_hellman(identity.private, self.public_key)
-            except BadPacket:
-                # A low-order key: nobody can ever prove to hold it, so no handshake is possible.
-                self._static_static = None
+            # BadPacket: a low-order key. Nobody can ever prove to hold it, so no handshake is possible.
+            with suppress(BadPacket):
+                self.static_static = diffie_hellman(identity.private, self.public_key)
 
     def forget_keys(self) -> None:
         """Drop every key that belongs to a session or a handshake."""
@@ -158,7 +139,7 @@ class Peer:
         self.forget_keys()
         self.unstage()
         self.preshared_key = ZERO_KEY
-        self._static_static = None
+        self.static_static = None
 
     def _drop_pending(self) -> None:
         if self._pending is not None:
@@ -178,27 +159,12 @@ class Peer:
         """
         keypair = self.keypairs.current
         if keypair is None or not keypair.usable(now):
-            self._stage(frames, ecn)
+            self._staged.add(frames, ecn)
             self.initiate(now)
             return
         if self._staged:
             self.flush(now)
         self._seal(keypair, frames, ecn, segments, now)
-
-    def _stage(self, frames: Sequence[Buffer], ecn: int) -> None:
-        """Keep frames until there is a session; the oldest go where there are too many."""
-        staged = self._staged
-        for frame in frames:
-            staged.append((bytes(frame), ecn))
-            self._staged_bytes += len(frame)
-            while len(staged) > MAX_STAGED_PACKETS or self._staged_bytes > MAX_STAGED_BYTES:
-                self._staged_bytes -= len(staged.popleft()[0])
-
-    def unstage(self) -> list[tuple[bytes, int]]:
-        staged = list(self._staged)
-        self._staged.clear()
-        self._staged_bytes = 0
-        return staged
 
     def flush(self, now: float) -> None:
         """Send what waited, in order."""
@@ -208,7 +174,7 @@ class Peer:
         if keypair is None or not keypair.usable(now):
             self.initiate(now)
             return
-        for ecn, run in groupby(self.unstage(), key=itemgetter(1)):
+        for ecn, run in groupby(self._staged.take(), key=itemgetter(1)):
             frames = [frame for frame, _ in run]
             segments = sum(flow.segments for flow in self._context.batch.flows(frames))
             self._seal(keypair, frames, ecn, segments, now)
@@ -221,7 +187,7 @@ class Peer:
         counter = keypair.take_counters(segments)
         if counter is None:
             # The counter is used up (section 6.2): all of it waits for the next session.
-            self._stage(frames, ecn)
+            self._staged.add(frames, ecn)
         else:
             context = self._context
             sealed = context.batch.seal(
@@ -250,7 +216,7 @@ class Peer:
             self._attempts = 0
         context = self._context
         identity = context.identity
-        if identity is None or self._static_static is None or self.endpoint is None:
+        if identity is None or self.static_static is None or self.endpoint is None:
             return
         if not retry:
             # What is tried again has been told of.
@@ -265,7 +231,7 @@ class Peer:
             self._emit(EventKind.HANDSHAKE_RETRIED)
         self.unanswered += 1
         timestamp = context.clock.stamp(context.wall_clock_ns())
-        handshake = InitiatorHandshake(identity, self.public_key, self._static_static, timestamp)
+        handshake = InitiatorHandshake(identity, self.public_key, self.static_static, timestamp)
         index = context.new_index()
         context.handshakes[index] = self
         self._pending = _Pending(handshake, index)
@@ -273,9 +239,8 @@ class Peer:
         self._timers.set(Timer.RETRANSMIT, now + REKEY_TIMEOUT_S + self._jitter())
 
     def may_initiate(self, now: float) -> bool:
-        """Whether :meth:`initiate` would send something now."""
-        known = self._static_static is not None and self.endpoint is not None
-        return known and now - self._sent_handshake_s >= REKEY_TIMEOUT_S - _ROUNDING_S
+        """Whether :meth:`initiate` would send something now, if only it knows where to."""
+        return self.endpoint is not None and now - self._sent_handshake_s >= REKEY_TIMEOUT_S - _ROUNDING_S
 
     def _jitter(self) -> float:
         return self._context.jitter.uniform(0, REKEY_JITTER_S)
@@ -451,7 +416,7 @@ class Peer:
         else:
             # Section 6.3: no session for so long; nothing that could decrypt the past is kept.
             self.forget_keys()
-            self.unstage()
+            self._staged.take()
             self._emit(EventKind.KEYS_ZEROED)
 
     def _passive_keepalive(self, now: float) -> None:
@@ -464,7 +429,7 @@ class Peer:
         """Section 6.4: try again with a new ephemeral key, and give up after REKEY_ATTEMPT_TIME."""
         if self._attempts >= _MAX_ATTEMPTS:
             self._timers.cancel(Timer.KEEPALIVE)
-            self.unstage()
+            self._staged.take()
             self._drop_pending()
             if not self._timers.pending(Timer.ZERO_KEYS):
                 self._timers.set(Timer.ZERO_KEYS, now + 3 * REJECT_AFTER_TIME_S)
@@ -475,8 +440,8 @@ class Peer:
         self.initiate(now, retry=True)
 
     def _forget_local_address(self) -> None:
-        """The peer is silent, maybe because our side of the path is dead: let the kernel choose from which
-        of our addresses to send (as Linux's timers do).
+        """The peer is silent, maybe because our side of the path is dead: let the kernel choose from where to
+        send (as Linux's timers do).
         """
         if self.endpoint is not None and self.endpoint.local:
             self.endpoint = replace(self.endpoint, local=b"")

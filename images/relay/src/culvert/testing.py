@@ -72,6 +72,8 @@ class Host:
         self.device = Device(world.wall_clock_ns, rng=world.rng, batch=batch)
         self.device.set_private_key(clamp(world.rng.randbytes(32)))
         self.received: list[bytes] = []
+        self.kernel: Callable[[bytes], bytes | None] = lambda packet: None
+        "What the host itself sends in answer to a packet that it receives."
         self.events: list[Event] = []
 
     @property
@@ -157,7 +159,9 @@ class World:
 
     def _take(self, host: Host) -> None:
         for frame in host.device.frames_to_write():
-            host.received += cut(bytes(frame))
+            packets = cut(bytes(frame))
+            host.received += packets
+            host.send(*(answer for answer in map(host.kernel, packets) if answer is not None))
         host.events += host.device.events()
 
     def deliver(self, flights: list[Flight]) -> None:
