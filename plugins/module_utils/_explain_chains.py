@@ -28,7 +28,7 @@ _L4 = {TCP: "tcp", UDP: "udp", 1: "icmp", 58: "ipv6-icmp"}
 _TRANSLATING = ("masquerade", "snat")
 _DOUBTS_SHOWN = 3
 # From the tunnel back into it.
-_ISOLATING = re.compile(r"chain CULVERT-FORWARD: -i (\S+) -o \1 -j REJECT")
+_ISOLATING = re.compile(r"chain CULVERT-FORWARD: -i (\S+) -o \1 (-p tcp )?-j REJECT")
 
 
 @dataclass(frozen=True)
