@@ -157,3 +157,12 @@ class Fleet:
     def _ended_up(self, event: Event) -> Host:
         key = event.other if event.kind is EventKind.FAILED_OVER else event.public_key
         return next(server for server in self.servers if server.public_key == key)
+
+
+def settled_fleet(batch: Callable[[], Batch]) -> Fleet:
+    """Two servers, the first preferred, and traffic through it."""
+    fleet = Fleet(1, 2, batch=batch)
+    assert fleet.talk(2.0)
+    assert fleet.active is fleet.servers[0]
+    fleet.forget()
+    return fleet

@@ -23,6 +23,7 @@ from .constants import FAILOVER_RETURN_S, FAILOVER_TIMEOUT_S, REKEY_ATTEMPT_TIME
 from .context import Context, Event, EventKind
 from .member import NEVER_S, Member
 from .peer import Peer
+from .staging import Staging
 from .timers import Timer, Timers
 
 __all__ = ["Failover"]
@@ -40,6 +41,10 @@ _ANSWER_S = 0.5
 _ASK_SELDOM_S = 5.0
 # An inner flow that only comes towards us is one if something arrived in so many looks in a row.
 _LOOKS = 2
+# What is sent while the active member is silent is sent again through the one that takes over: the last so
+# many packets, if no more than so many timeouts have passed. TCP would do it too, up to seconds later.
+_KEPT = 32
+_KEPT_TIMEOUTS = 4
 
 
 class Failover:
@@ -228,6 +233,7 @@ class Failover:
             return
         if not self._asked:
             self._since_s, self._woken_s, self._ask_at_s = since_s, now, now
+            active.peer.kept = Staging(_KEPT)
         if now >= self._ask_at_s:
             self._ask_all(active, now)
         self._schedule(self._ask_at_s)
@@ -241,6 +247,8 @@ class Failover:
         self._asked = 0
         self._interval_s = self._parts * _ASK_EVERY_S
         self._told = self._stopped = False
+        if self.active is not None:
+            self.active.kept = None
 
     def _ask_all(self, active: Member, now: float) -> None:
         self._asked += 1
@@ -300,26 +308,38 @@ class Failover:
     # --- Moving ---------------------------------------------------------------------------------------------
 
     def _activate(self, peer: Peer | None) -> None:
-        self.active = peer
         self._look_at_s = NEVER_S
         self._forget_suspicion()
+        self.active = peer
 
     def _move_to(self, peer: Peer | None, now: float) -> None:
         """Send through ``peer`` from now on, beginning with what waited for the one before."""
         before = self.active
         if before is peer:
             return
+        kept = [] if before is None else self._kept(before, now)
         self._activate(peer)
         self._before = (peer, self._before[1])
         if before is not None and peer is not None:
-            self._take_along(before, peer, now)
+            for frame, ecn, segments in kept:
+                peer.send([frame], ecn, segments, now)
 
-    def _take_along(self, before: Peer, peer: Peer, now: float) -> None:
+    def _kept(self, before: Peer, now: float) -> list[tuple[bytes, int, int]]:
+        """What was sent in vain, and what waits for a session, with the data messages that it makes. What is
+        for ``before`` itself goes on waiting.
+        """
         lookup = self._context.allowed_ips.lookup
-        for frame, ecn in before.unstage():
+        waiting = before.unstage()
+        fresh = now - self._since_s <= _KEPT_TIMEOUTS * self.timeout_s
+        sent = before.kept.take() if before.kept is not None and fresh else []
+        found = []
+        for place, (frame, ecn) in enumerate(sent + waiting):
             for flow in self._context.batch.flows([frame]):
-                ours = flow.destination is not None and lookup(flow.destination) is self
-                (peer if ours else before).send([frame], ecn, flow.segments, now)
+                if flow.destination is not None and lookup(flow.destination) is self:
+                    found.append((frame, ecn, flow.segments))
+                elif place >= len(sent):
+                    before.send([frame], ecn, flow.segments, now)
+        return found
 
     def _note(self, kind: EventKind, peer: Peer, other: Peer | None, silent_s: float = 0.0) -> None:
         key = b"" if other is None else other.public_key

@@ -72,6 +72,8 @@ class Peer:
         "The failover group that it is a member of: it is told what happens, and shares its prefixes with us."
         self.echo: Echo | None = None
         "An echo request of our own that is under way."
+        self.kept: Staging | None = None
+        "What is sent, as long as the group doubts that it arrives."
         self.awaiting_s = _NEVER
         "Since when the peer owes us something authentic, be it data or an answer; infinity if it does not."
         self.initiated_s = float("-inf")
@@ -164,6 +166,8 @@ class Peer:
             return
         if self._staged:
             self.flush(now)
+        if self.kept is not None:
+            self.kept.add(frames, ecn)
         self._seal(keypair, frames, ecn, segments, now)
 
     def flush(self, now: float) -> None:
@@ -213,14 +217,13 @@ class Peer:
     def initiate(self, now: float, *, retry: bool = False) -> None:
         """Send an initiation, unless one went out less than REKEY_TIMEOUT ago (section 6.1)."""
         if not retry:
+            # What is tried again has been told of.
+            self.expect_answer(now)
             self._attempts = 0
         context = self._context
         identity = context.identity
         if identity is None or self.static_static is None or self.endpoint is None:
             return
-        if not retry:
-            # What is tried again has been told of.
-            self.expect_answer(now)
         if now - self._sent_handshake_s < REKEY_TIMEOUT_S - _ROUNDING_S:
             if not self._timers.pending(Timer.RETRANSMIT):
                 self._timers.set(Timer.RETRANSMIT, self._sent_handshake_s + REKEY_TIMEOUT_S + self._jitter())
@@ -440,8 +443,6 @@ class Peer:
         self.initiate(now, retry=True)
 
     def _forget_local_address(self) -> None:
-        """The peer is silent, maybe because our side of the path is dead: let the kernel choose from where to
-        send (as Linux's timers do).
-        """
+        """Maybe our side of the path is dead: the kernel may choose from where to send (as Linux's does)."""
         if self.endpoint is not None and self.endpoint.local:
             self.endpoint = replace(self.endpoint, local=b"")
