@@ -14,7 +14,13 @@ from tests.fleet.fleet import Fleet
 from tests.netns import lab as lab_module
 
 HERE = Path(__file__).parent
-SIZE = {"test_changes": (2, 4), "test_deployment": (3, 9), "test_failover": (2, 2), "test_simulation": (1, 1)}
+SIZE = {
+    "test_changes": (2, 4),
+    "test_deployment": (3, 9),
+    "test_failover": (2, 2),
+    "test_pull": (1, 2),
+    "test_simulation": (1, 1),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
