@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -358,3 +359,98 @@ def test_an_interrupted_run_is_finished_by_the_next(site: Site) -> None:
     assert set(site.server.shown("allowed-ips")) == {site.client}
     assert site.session()[2] == "198.51.100.78:51820"
     assert not site.run(moved).changed
+
+
+def info(site: Site) -> Any:
+    arguments = {"name": DEVICE, "config_path": str(site.config)}
+    done = site.server.host.run(
+        [PYTHON, "-m", MODULE.replace("relay_peers", "relay_info")],
+        stdin=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+        env={"PYTHONPATH": str(COLLECTIONS), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    return json.loads(done.stdout)
+
+
+def test_a_prefix_moves_into_a_failover_group_and_back_under_traffic(site: Site) -> None:
+    site.client_peer["allowed_ips"].append(EXTRA_PREFIX)
+    site.start()
+    assert (info(site)["failover"], info(site)["registry_id"]) == ({}, None)
+    site.tunnel.client.host.add_address("lo", "10.30.0.1/32")
+    site.server.host.ip("route", "add", EXTRA_PREFIX, "dev", DEVICE)
+    handshake_s = site.session()[0]
+    flow = site.server.host.spawn(["ping", "-i", "0.01", "10.30.0.1"], "flow")
+    eventually(lambda: "bytes from" in flow.output(), 10, "the flow flows")
+
+    far = Key().public
+    member = {**site.client_peer, "allowed_ips": site.client_peer["allowed_ips"][:2], "failover": 1}
+    other = peer(far, "10.86.1.1/32", endpoint="198.51.100.77:51820", failover=2)
+    grouped = {"failover": {"allowed_ips": [EXTRA_PREFIX], "return_s": 0}, "registry": {"id": "1-a"}}
+    foretold = site.run(member, other, check=True, **grouped)
+    done = site.run(member, other, **grouped)
+    assert done.changed, done.text
+    assert done["diff"] == foretold["diff"]
+    assert not site.run(member, other, **grouped).changed
+    assert EXTRA_PREFIX in site.server.shown("allowed-ips")[site.client], "packets go there"
+    found = info(site)
+    assert found["registry_id"] == "1-a"
+    assert found["failover"]["active"] == site.client
+    assert found["failover"]["allowed_ips"] == [EXTRA_PREFIX]
+    assert (found["failover"]["timeout_s"], found["failover"]["return_s"]) == (2.5, 0)
+    members = {each["public_key"]: each["priority"] for each in found["failover"]["members"]}
+    assert members == {site.client: 1, far: 2}
+
+    # Drained, while the other one does not answer; and the other one leaves.
+    assert site.run({**member, "failover": 1001}, other, **grouped).changed
+    assert info(site)["failover"]["active"] == site.client
+    assert site.run(member, **grouped).changed
+    assert site.run(site.client_peer).changed
+    assert info(site)["failover"] == {}
+    assert not site.run(site.client_peer).changed
+
+    def answered() -> set[int]:
+        return {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", flow.output())}
+
+    before = max(answered())
+    eventually(lambda: max(answered()) > before + 10, 10, "the flow goes on")
+    assert answered() >= set(range(1, before)), "none was lost"
+    assert site.session()[0] == handshake_s
+
+
+def test_a_relay_that_is_restarted_has_the_same_group(site: Site) -> None:
+    member = {**site.client_peer, "failover": 1}
+    wish: dict[str, Any] = {"failover": {"allowed_ips": [EXTRA_PREFIX, "::/0"], "timeout_s": 1.5}}
+    other = peer(Key().public, "10.86.1.1/32", failover=0)
+    site.run(member, other, **wish)
+    site.tunnel.start()
+    assert site.ping()
+    assert not site.run(member, other, **wish).changed
+    before = {**info(site)["failover"], "members": None}
+    assert before["timeout_s"] == 1.5
+    site.server.restart()
+    assert not site.run(member, other, **wish).changed
+    assert {**info(site)["failover"], "members": None} == before
+
+
+def test_peers_of_another_registry_are_left_alone(site: Site) -> None:
+    site.start()
+    one, two = peer(Key().public, "10.86.1.1/32"), peer(Key().public, "10.86.1.2/32")
+    first = {"id": "1-a", "lineage": ["1-a"]}
+    theirs = {"id": "2-b", "lineage": ["1-a", "2-b"]}
+    stale = {"id": "2-c", "lineage": ["1-a", "2-c"]}
+    assert site.run(site.client_peer, one, registry=first).changed
+    assert site.run(site.client_peer, one, two, registry=theirs).changed
+    before = site.state()
+    for check in (True, False):
+        site.run(site.client_peer, one, registry=stale, check=check).assert_refused(
+            "registry", ["2-b", "2-c"]
+        )
+    assert site.state() == before
+    # The same peers by a later state: nothing to write, and the one after that is written.
+    merged = {"id": "3-d", "lineage": ["1-a", "2-b", "2-c", "3-d"]}
+    assert not site.run(site.client_peer, one, two, registry=merged).changed
+    assert site.state() == before
+    assert site.run(site.client_peer, two, registry=merged).changed
+    assert info(site)["registry_id"] == "3-d"
+    site.run(site.client_peer, two, registry=theirs).assert_refused("registry", ["3-d"])
+    assert site.run(site.client_peer, one, registry={**theirs, "adopt": True}).changed
+    assert info(site)["registry_id"] == "2-b"
