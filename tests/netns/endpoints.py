@@ -54,6 +54,7 @@ class Peer:
     endpoint: str = ""
     preshared_key: str = ""
     keepalive_s: int = 0
+    failover: int | None = None  # the relay's own
 
     def text(self) -> str:
         lines = ["[Peer]", f"PublicKey = {self.public_key}", f"AllowedIPs = {', '.join(self.allowed_ips)}"]
@@ -62,7 +63,10 @@ class Peer:
             "PresharedKey": self.preshared_key,
             "PersistentKeepalive": self.keepalive_s,
         }
-        return "\n".join([*lines, *(f"{name} = {value}" for name, value in optional.items() if value), ""])
+        lines += [f"{name} = {value}" for name, value in optional.items() if value]
+        if self.failover is not None:
+            lines.append(f"Failover = {self.failover}")
+        return "\n".join([*lines, ""])
 
 
 @dataclass
@@ -73,6 +77,7 @@ class Settings:
     listen_port: int = PORT  # 0: any
     fwmark: int = 0
     peers: list[Peer] = field(default_factory=list)
+    shared_ips: Sequence[str] = ()  # the failover group's; the relay's own
 
     def text(self) -> str:
         lines = ["[Interface]", f"PrivateKey = {self.private_key}"]
@@ -80,6 +85,8 @@ class Settings:
             lines.append(f"ListenPort = {self.listen_port}")
         if self.fwmark:
             lines.append(f"FwMark = {self.fwmark:#x}")
+        if self.shared_ips:
+            lines.append(f"FailoverAllowedIPs = {', '.join(self.shared_ips)}")
         return "\n".join([*lines, "", *(peer.text() for peer in self.peers)])
 
 
