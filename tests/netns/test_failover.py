@@ -73,19 +73,19 @@ def goes_on(flows: list[Flow]) -> None:
     assert all(flow.process.running for flow in flows)
 
 
-def test_the_preferred_server_gets_the_traffic_back(lab: Lab, how: str = "killed") -> None:
+def test_the_preferred_server_gets_the_traffic_back(lab: Lab) -> None:
     net = make_servers(lab, ["relay", "relay"])
     flows = running_flows(net)
-    watch(net, flows, 0, how)
+    watch(net, flows, 0, "killed")
     assert net.active() == 1
-    net.mend_server(0, how)
+    net.mend_server(0, "killed")
     mended = time.monotonic()
     eventually(lambda: net.active() == 0, 90, "the first server is back")
     returned = time.monotonic()
     goes_on(flows)
     assert returned - mended > 25, "it had to answer for a while first"
     assert max(flow.longest_gap_s(mended, time.monotonic()) for flow in flows) < 2.0, "make before break"
-    assert [line.rpartition("culvert: ")[2] for line in net.moves()][-1].count("answers again") == 1
+    assert "answers again" in net.moves()[-1]
 
 
 @pytest.mark.parametrize("how", ["killed", "cut"])

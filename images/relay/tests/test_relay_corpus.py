@@ -20,14 +20,17 @@ import pytest
 
 import relay_fuzz_batch
 from culvert import config, ip
-from culvert.batch import Received
+from culvert.about import read_about
+from culvert.batch import Buffer, Received
 from culvert.capture_filter import EVERYTHING, parse_filter
 from culvert.constants import MAC_BYTES
 from culvert.control import ControlClient
 from culvert.cookie import MacStamper
 from culvert.device import Device
+from culvert.echo import Echo
 from culvert.endpoint import Endpoint
 from culvert.errors import ConfigError
+from culvert.frame import PLAIN
 from culvert.messages import INITIATION_BYTES, RESPONSE_BYTES
 from culvert.relay import Relay
 from culvert.reload import difference
@@ -171,7 +174,10 @@ def configuration(data: bytes) -> None:
         running.load(wanted)
         check_endpoints(running.device)
         said = {peer.public_key: peer.endpoint or peer.endpoint_name for peer in wanted.peers}
-        assert difference(running.device, running.listen_port, wanted, said).peers == ()
+        again = difference(running.device, running.listen_port, wanted, said)
+        assert again.peers == ()
+        assert not again.replace_failover_allowed_ips
+        assert read_about(running.about() + "errno=0\n\n")["batch"]
     finally:
         running.close()
 
@@ -199,6 +205,11 @@ def requests(data: bytes) -> None:
         assert not answers or (b"errno=" in answers and answers.endswith(b"\n\n"))
     check_endpoints(running.device)
     assert running.get() == running.get()
+    shown = read_about(running.about() + "errno=0\n\n")["failover"]
+    if shown is not None:
+        ranks = {member["public_key"]: member["priority"] for member in shown["members"]}
+        assert (shown["active"] is None) == (not any(ranks.values()))
+        assert shown["active"] is None or ranks[shown["active"]]
     moment = running.get_timer()
     if moment is not None:
         running.device.handle_timer(moment)
@@ -220,6 +231,21 @@ def capture_filter(data: bytes) -> None:
         assert made.matches(packet, number % 2 == 0, lambda address: address.ljust(32)) in (True, False)
 
 
+def echo_replies(data: bytes) -> None:
+    """What a server sends while an echo request is under way: all of it goes on but the reply."""
+    for source, target in ((bytes([10, 0, 0, 9]), bytes([10, 0, 0, 1])), (bytes(16), b"\1" * 16)):
+        replies: list[bool] = []
+        echo = Echo(source, target, 7, 1, lambda found=replies: found.append(True))
+        frames: list[Buffer] = [PLAIN + piece for piece in pieces(data)]
+        kept = echo.without_reply(frames)
+        assert bool(replies) == (len(kept) < len(frames))
+        for frame in frames:
+            if frame not in kept:
+                packet = bytes(frame[len(PLAIN) :])
+                assert len(packet) == len(echo.request)
+                assert ip.source(packet) == target
+
+
 def responder_requests(data: bytes) -> None:
     """What a caller sends to ``culvert respond``, as a head and as a datagram: refused, or within bounds."""
     with contextlib.suppress(BadRequest):
@@ -239,6 +265,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "configuration": configuration,
     "requests": requests,
     "capture_filter": capture_filter,
+    "echo_replies": echo_replies,
     "responder_requests": responder_requests,
     "seal": lambda data: relay_fuzz_batch.seal(pieces(data)),
     "open": lambda data: relay_fuzz_batch.open_(pieces(data)),
