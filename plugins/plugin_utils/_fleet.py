@@ -161,9 +161,8 @@ def member(name: str, entry: Entry) -> dict[str, t.Any]:
 
 def _own(entry: Entry) -> list[str]:
     """Return what is a host's own: its tunnel addresses and the networks behind it."""
-    return [str(ipaddress.ip_interface(a).ip) + ("/128" if ":" in a else "/32") for a in entry.addresses] + [
-        str(ipaddress.ip_network(n)) for n in entry.networks
-    ]
+    addresses = [a.partition("/")[0] + ("/128" if ":" in a else "/32") for a in entry.addresses]
+    return [*addresses, *entry.networks]
 
 
 def _relay_peer(name: str, entry: Entry, allowed_ips: list[str], **extra: t.Any) -> dict[str, t.Any]:

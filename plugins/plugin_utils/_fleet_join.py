@@ -208,7 +208,7 @@ class _Pool:
 
     def _pin(self, host: Host) -> str:
         pin = host.pin6 if self._six else host.pin
-        return pin if pin and address_in(pin, self._network) else ""
+        return str(ipaddress.ip_interface(pin)) if pin and address_in(pin, self._network) else ""
 
     def _of(self, entry: Entry) -> str:
         return entry.address6 if self._six else entry.address
