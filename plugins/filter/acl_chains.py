@@ -31,6 +31,13 @@ options:
     type: list
     elements: str
     required: true
+  askers:
+    description:
+      - Prefixes from which something may come to clients by another server, so that this one sees the answers
+        alone. To other destinations, nothing passes that looks like an answer and is none.
+    type: list
+    elements: str
+    default: [0.0.0.0/0, "::/0"]
 """
 
 EXAMPLES = r"""
@@ -54,14 +61,18 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.culvert.vpn.plugins.plugin_utils._acl import acl_chains
+from ansible_collections.culvert.vpn.plugins.plugin_utils._acl import ANYWHERE, acl_chains
 
 
 def _acl_chains(
-    acls: dict[str, t.Any], device: str, mark: str, families: list[str]
+    acls: dict[str, t.Any],
+    device: str,
+    mark: str,
+    families: list[str],
+    askers: t.Sequence[str] = ANYWHERE,
 ) -> list[dict[str, t.Any]]:
     try:
-        return acl_chains(acls, device, mark, families)
+        return acl_chains(acls, device, mark, families, askers)
     except (TypeError, ValueError, KeyError, AttributeError) as exc:
         raise AnsibleFilterError(f"culvert.vpn.acl_chains: {exc}") from exc
 

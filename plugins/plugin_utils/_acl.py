@@ -29,11 +29,14 @@ from ansible_collections.culvert.vpn.plugins.plugin_utils._exceptions import (
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-#: The chain that all packets from the tunnel pass, and the one that marks those that are to be refused.
+#: The chain that all packets from the tunnel pass, the one that marks those that are to be refused, and the
+#: one for what may be an answer to something that came by another server.
 NAME = "CULVERT-ACL"
 REFUSED = "CULVERT-ACL-REFUSED"
+ANSWERS = "CULVERT-ACL-ANSWERS"
+ANYWHERE = ("0.0.0.0/0", "::/0")
 #: Rules that a chain may have at least before it is cut.
-_SHORT = 64
+_SHORT = 128
 _ICMP = {"ipv4": "icmp", "ipv6": "ipv6-icmp"}
 
 
@@ -64,7 +67,11 @@ def acl_problems(acls: t.Any, option: str) -> list[str]:
 
 
 def acl_chains(
-    acls: t.Mapping[str, t.Mapping[str, t.Any]], device: str, mark: str, families: t.Sequence[str]
+    acls: t.Mapping[str, t.Mapping[str, t.Any]],
+    device: str,
+    mark: str,
+    families: t.Sequence[str],
+    askers: t.Iterable[str] = ANYWHERE,
 ) -> list[dict[str, t.Any]]:
     """Return the chains of the table `mangle` that mark what clients may not begin, those that others lead to
     first.
@@ -72,6 +79,8 @@ def acl_chains(
     :param acls: by the client's name, `addresses` (all that it sends from) and `rules` (what it may begin).
     :param device: the tunnel's.
     :param mark: what refused packets get.
+    :param askers: prefixes from which something may come to clients by another server, to be answered by
+        this one.
     :raises ValueError: a rule or an address is malformed.
     """
     chains: list[dict[str, t.Any]] = []
@@ -85,33 +94,54 @@ def acl_chains(
             # Answers to what others began, and what a host on the way says of packets that it got.
             "-m conntrack --ctdir REPLY -j RETURN",
             f"-p {_ICMP[family]} -m conntrack --ctstate RELATED -j RETURN",
-            *_answers_alone(family, mark),
+            *_may_answer(family, mark),
         ]
         mangle = {"table": "mangle", "family": family}
         chains.append({"name": REFUSED, **mangle, "rules": [f"-j MARK --set-xmark {mark}/0xffffffff"]})
+        answers = {"name": ANSWERS, **mangle, "rules": [*_answers_alone(askers, family, mark), *listed]}
         if len(parts) > 1:
             chains += [{"name": _name(prefix), **mangle, "rules": _listed(held)} for prefix, held in parts]
+        chains.append(answers)
         jump = {"from": "PREROUTING", "match": f"-i {device}"}
         chains.append({"name": NAME, **mangle, "jump": jump, "rules": first + listed})
     return chains
 
 
-def _answers_alone(family: str, mark: str) -> list[str]:
-    """Let pass what answers something that this server has not seen, as it came by another one: two clients
-    may use different servers, and a client may have moved here in the middle of a connection.
+def _may_answer(family: str, mark: str) -> list[str]:
+    """Lead what answers something that this server has not seen, as it came by another one, to a chain of its
+    own. Two clients may use different servers, and one may have moved here in the middle of a connection.
 
-    TCP's segments with ACK begin nothing. Those of a connection whose beginning was not seen mark it, else it
-    would be taken for one that the client began as soon as the other side moves here, too. One of which this
-    server has seen the beginning has no such mark: it is refused when the list says so.
+    TCP's segments with ACK begin nothing, where nobody is in league with the client. Those of a connection
+    whose beginning was not seen mark it, else it would be taken for one that the client began as soon as the
+    other side moves here, too. One of which this server has seen the beginning has no such mark: it is
+    refused when the list says so.
     """
     segment = "-p tcp -m tcp --tcp-flags ACK ACK"
     echo_reply = "icmp -m icmp --icmp-type 0" if family == "ipv4" else "ipv6-icmp -m icmp6 --icmpv6-type 129"
     return [
-        f"{segment} -m conntrack --ctstate NEW -j CONNMARK --set-xmark {mark}/0xffffffff",
         f"{segment} -m connmark --mark {mark} -j RETURN",
-        f"{segment} -m conntrack --ctstate INVALID -j RETURN",
-        f"-p {echo_reply} -j RETURN",
+        f"{segment} -m conntrack --ctstate NEW -g {ANSWERS}",
+        f"{segment} -m conntrack --ctstate INVALID -g {ANSWERS}",
+        f"-p {echo_reply} -g {ANSWERS}",
     ]
+
+
+def _answers_alone(askers: t.Iterable[str], family: str, mark: str) -> list[str]:
+    """Let it pass to where questions come from. Elsewhere somebody who is in league with a client could be
+    told all that the list forbids, by such packets.
+    """
+    networks = sorted(
+        {net for net in map(_network, askers) if f"ipv{net.version}" == family},
+        key=lambda net: (int(net.network_address), net.prefixlen),
+    )
+    rules = []
+    for to in ipaddress.collapse_addresses(networks):
+        where = "" if to.prefixlen == 0 else f"-d {to} "
+        rules += [
+            f"{where}-p tcp -m conntrack --ctstate NEW -j CONNMARK --set-xmark {mark}/0xffffffff",
+            f"{where}-j RETURN".strip(),
+        ]
+    return rules
 
 
 def _sources(acls: t.Mapping[str, t.Mapping[str, t.Any]], family: str) -> list[_Source]:
@@ -147,7 +177,8 @@ def _cut(sources: list[_Source]) -> list[tuple[Network, list[_Source]]]:
     more or less changes one part.
     """
     total = sum(len(source.rules) for source in sources)
-    longest = max(_SHORT, 1 << (total.bit_length() + 1) // 2)
+    # Twice the square root: chains are written one by one, and half as many are worth a little longer a way.
+    longest = max(_SHORT, 2 << (total.bit_length() + 1) // 2)
     whole = ipaddress.ip_network("::/0" if sources[0].network.version == 6 else "0.0.0.0/0")
     parts: list[tuple[Network, list[_Source]]] = []
     waiting: list[tuple[Network, list[_Source]]] = [(whole, sources)]

@@ -11,15 +11,21 @@ from typing import Any
 import pytest
 from ansible_collections.culvert.vpn.plugins.module_utils._iptables import Table, Tables
 from ansible_collections.culvert.vpn.plugins.module_utils._netfilter import Addresses, Packet, at_hook
-from ansible_collections.culvert.vpn.plugins.plugin_utils._acl import NAME, REFUSED, acl_chains, acl_problems
+from ansible_collections.culvert.vpn.plugins.plugin_utils._acl import (
+    ANYWHERE,
+    NAME,
+    REFUSED,
+    acl_chains,
+    acl_problems,
+)
 
 MARK = 0x6200CA6C
 FAMILIES = ["ipv4", "ipv6"]
 WEB = {"to": "10.20.0.0/16", "protocol": "tcp", "port": "8000:8099"}
 
 
-def chains_of(acls: dict[str, Any], family: str = "ipv4") -> dict[str, list[str]]:
-    made = acl_chains(acls, "culvert0", hex(MARK), FAMILIES)
+def chains_of(acls: dict[str, Any], family: str = "ipv4", *askers: str) -> dict[str, list[str]]:
+    made = acl_chains(acls, "culvert0", hex(MARK), FAMILIES, askers or ANYWHERE)
     assert all(chain["table"] == "mangle" for chain in made)
     return {chain["name"]: chain["rules"] for chain in made if chain["family"] == family}
 
@@ -86,6 +92,30 @@ def test_answers_to_what_came_by_another_server_pass() -> None:
     ):
         chains = chains_of({"a": acl("10.86.0.2/32", "fd86::2/128", rules=[])}, family)
         assert not is_refused(chains, source, to, state="INVALID", dport=None, **kind)
+
+
+def test_what_looks_like_an_answer_passes_to_where_questions_come_from_alone() -> None:
+    """Somebody on the internet may be in league with the client."""
+    acls = {"a": acl("10.86.0.2/32", "fd86::2/128")}
+    fleet = ("10.86.0.0/16", "192.168.7.0/24", "fd86::/64")
+    for family, source, reply, near, far in (
+        ("ipv4", "10.86.0.2", {"protocol": 1, "icmp_type": 0}, ("10.86.0.3", "192.168.7.9"), "203.0.113.9"),
+        ("ipv6", "fd86::2", {"protocol": 58, "icmp_type": 129}, ("fd86::3",), "2001:db8::9"),
+    ):
+        chains = chains_of(acls, family, *fleet)
+        packets = [
+            *({"state": state, "tcp_flags": frozenset({"ACK"})} for state in ("NEW", "INVALID")),
+            {"state": "INVALID", "tcp_flags": frozenset({"SYN", "ACK"})},
+            {"state": "INVALID", "dport": None, **reply},
+        ]
+        for packet in packets:
+            assert not any(is_refused(chains, source, to, **packet) for to in near)
+            assert is_refused(chains, source, far, **packet)
+    # What is listed is allowed at any time of a connection.
+    middle = {"state": "NEW", "tcp_flags": frozenset({"ACK"})}
+    chains = chains_of(acls, "ipv4", *fleet)
+    assert not is_refused(chains, "10.86.0.2", "10.20.0.1", **middle)
+    assert is_refused(chains, "10.86.0.2", "10.20.0.1", dport=8100, **middle)
 
 
 def test_networks_behind_a_client_are_the_clients() -> None:
