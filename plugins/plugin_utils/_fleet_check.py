@@ -33,7 +33,11 @@ def problems(registry: Registry | None, run: Run) -> list[str]:
     networks = _tunnel_problems(run)
     if networks:
         return networks
-    found = [*_server_problems(registry, run), *_lost_problems(registry, run)]
+    found = [
+        *_server_problems(registry, run),
+        *_lost_problems(registry, run),
+        *_stale_problems(registry, run),
+    ]
     for _name, host in sorted(run.hosts.items()):
         found += _host_problems(host, run)
     found += _pin_problems(run)
@@ -89,6 +93,29 @@ def _lost_problems(registry: Registry | None, run: Run) -> list[str]:
         "control or a backup. Without one, it is made anew from the hosts in a run for all of them, and "
         f"{_some(absent)} cannot be reached or are not in this run. To go on without them, who are dropped "
         "until they are in a run again, set site_registry_adopt to true."
+    )
+    return [wrong]
+
+
+def _stale_problems(registry: Registry | None, run: Run) -> list[str]:
+    """Servers whose peers are from a state that this registry does not descend from: they would drop hosts.
+
+    The module relay_peers refuses in the end, each host for itself. A client alone is left to that.
+    """
+    if registry is None or run.adopt:
+        return []
+    strangers = {
+        name: host.registry_id
+        for name, host in sorted(run.hosts.items())
+        if host.server and host.here and not registry.knows(host.registry_id)
+    }
+    if not strangers:
+        return []
+    ids = ", ".join(dict.fromkeys(strangers.values()))
+    wrong = (
+        f"The peers of {_some(list(strangers))} come from a registry ({ids}) that this one ({registry.id}) "
+        "does not descend from: it is not up to date, or of another checkout. Update it and run again. If the "
+        "hosts are to be taken over all the same, set site_registry_adopt to true."
     )
     return [wrong]
 

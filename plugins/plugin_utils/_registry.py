@@ -110,6 +110,17 @@ class Registry:
         """Whether the id belongs to the hosts: nobody has merged or edited the file since it got it."""
         return not self.lineage or self.id == _id_of(serial_of(self.id), self.hosts, self.lineage[-2:-1])
 
+    def knows(self, id: str) -> bool:
+        """Whether this state descends from the one with that id, as hosts decide it, too.
+
+        A host that did not have to be written for long may have an id that is forgotten, as it is older than
+        all that are remembered.
+        """
+        if not id or id in self.lineage:
+            return True
+        oldest = min(map(serial_of, self.lineage), default=0)
+        return len(self.lineage) >= LINEAGE_MAX and 0 < serial_of(id) < oldest
+
     def with_hosts(self, hosts: t.Mapping[str, Entry], ancestors: t.Iterable[str] = ()) -> Registry:
         """The registry with these hosts, itself if they are the same.
 

@@ -119,6 +119,19 @@ def test_a_lost_registry_is_not_made_anew_from_some_of_the_hosts(sign: dict[str,
     assert problems(None, fleet("c2", here=False)) == [], "where nothing runs yet, nobody can be dropped"
 
 
+def test_a_registry_that_is_older_than_its_servers_is_refused_before_anything_changes() -> None:
+    for known in ("", *REGISTRY.lineage):
+        assert problems(REGISTRY, fleet("s1", registry_id=known)) == []
+    stale = fleet("s1", registry_id="2-theirs")
+    (problem,) = problems(REGISTRY, stale)
+    assert problem.startswith("The peers of s1 come from a registry (2-theirs) that this one (1-")
+    assert "Update it and run again" in problem
+    assert problems(REGISTRY, replace(stale, adopt=True)) == []
+    merged = Registry(REGISTRY.hosts, (*REGISTRY.lineage, "2-theirs"), 2)
+    assert problems(merged, stale) == []
+    assert problems(REGISTRY, fleet("c1", registry_id="2-theirs")) == [], "one client stops nobody else"
+
+
 # --- Overlaps -----------------------------------------------------------------------------------------------
 
 PREFIXES = st.builds(

@@ -183,7 +183,9 @@ def test_as_many_ids_are_remembered_as_the_hosts_count_on() -> None:
     assert len(registry.lineage) == LINEAGE_MAX == _relay_peers_spec.LINEAGE_MAX
     assert registry.serial == LINEAGE_MAX + 6
     assert registry.sealed
-    assert _relay_peers_spec.Descent(registry.id, registry.lineage).knows(SMALL.id)
+    descent = _relay_peers_spec.Descent(registry.id, registry.lineage)
+    for id in (SMALL.id, "7-x", "9999-x", "x", registry.id, registry.lineage[0], ""):
+        assert descent.knows(id) == registry.knows(id) == (id not in ("9999-x", "x", "7-x"))
 
 
 # --- File ---------------------------------------------------------------------------------------------------
