@@ -238,9 +238,13 @@ class _Pool:
         self._problems.append(wrong)
 
     def _registered(self, host: Host) -> None:
+        """What the registry has. In a network that has grown around it, that is the same address."""
         address = self._of(self._known[host.name]) if host.name in self._known else ""
-        if address and address_in(address, self._network):
-            self._take(host.name, address, pinned=False)
+        if address:
+            length = self._network.partition("/")[2]
+            address = f"{ipaddress.ip_interface(address).ip}/{length}"
+            if address_in(address, self._network):
+                self._take(host.name, address, pinned=False)
 
     def _present(self, host: Host) -> None:
         """What the tunnel of a host has that the registry does not know: from before there was one."""

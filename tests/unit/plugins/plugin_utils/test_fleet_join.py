@@ -262,6 +262,17 @@ def test_another_network_takes_everybody_who_is_here_along() -> None:
     assert done.hosts["c2"] == registry.hosts["c2"]
 
 
+def test_a_network_that_has_grown_renumbers_nobody() -> None:
+    registry = joined(None, run_of("s1", "c1", "c2"))
+    larger = run_of("s1", "c1", "c2", "c3", network="10.80.0.0/12", network6="fd86:ea04:1115::/48")
+    done = joined(registry, larger)
+    for name in ("s1", "c1", "c2"):
+        before, after = addresses(registry)[name], addresses(done)[name]
+        assert [each.split("/")[0] for each in after] == [each.split("/")[0] for each in before]
+        assert [each.split("/")[1] for each in after] == ["12", "48"]
+    assert address_in(done.hosts["c3"].address, "10.80.0.0/12")
+
+
 # --- Who is in it -------------------------------------------------------------------------------------------
 
 
