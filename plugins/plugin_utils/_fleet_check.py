@@ -114,8 +114,8 @@ def _stale_problems(registry: Registry | None, run: Run) -> list[str]:
     ids = ", ".join(dict.fromkeys(strangers.values()))
     wrong = (
         f"The peers of {_some(list(strangers))} come from a registry ({ids}) that this one ({registry.id}) "
-        "does not descend from: it is not up to date, or of another checkout. Update it and run again. If the "
-        "hosts are to be taken over all the same, set site_registry_adopt to true."
+        "does not descend from: it is not up to date, or of another checkout. Update it and run again. If "
+        "the hosts are to be taken over all the same, set site_registry_adopt to true."
     )
     return [wrong]
 
