@@ -8,7 +8,7 @@ import pytest
 
 from culvert.context import EventKind
 from culvert.pure import PureBatch
-from culvert.testing import Host, udp_packet
+from culvert.testing import Flight, Host, udp_packet
 from relay_batches import compiled
 from relay_fleet import DATA, ECHO_BYTES, INITIATION, INTERNET, KEEPALIVE_BYTES, Fleet, settled_fleet
 
@@ -123,18 +123,29 @@ def test_of_several_the_most_preferred_takes_over() -> None:
 
 def test_where_nobody_answers_nothing_moves(fleet: Fleet) -> None:
     first, second = fleet.servers
+    fleet.world.connect(fleet.client, second)
     fleet.down.update(fleet.servers)
     fleet.talk(60.0)
     assert fleet.active is first
     assert fleet.moves() == []
     assert [event.kind for event in fleet.client.events].count(EventKind.ALL_SILENT) == 1
     # Asked ever more rarely: twice a second for a minute would be 120.
-    questions = [flight for flight in fleet.sent_to(second) if flight.kind == INITIATION]
-    assert 8 <= len(questions) <= 14
+    assert 20 <= len(fleet.sent_to(second)) <= 50
     fleet.forget()
     fleet.down.clear()
     answered = fleet.talk(12.0)
     assert answered[0] <= 6.0
+    assert fleet.active is first
+
+
+def test_who_answered_and_has_no_session_any_more_does_not_take_over(fleet: Fleet) -> None:
+    first, second = fleet.servers
+    fleet.down.add(first)
+    fleet.talk(2.0)
+    assert fleet.client.peer(second).last_heard_s > fleet.world.now - 2.0
+    fleet.client.peer(second).forget_keys()
+    fleet.down.add(second)
+    fleet.talk(2.0)
     assert fleet.active is first
 
 
@@ -161,6 +172,34 @@ def test_one_answers_later_while_all_were_silent(fleet: Fleet) -> None:
     fleet.down.remove(fleet.servers[1])
     fleet.talk(11.0)
     assert fleet.active is fleet.servers[1]
+
+
+def test_the_active_one_may_answer_later_than_another(fleet: Fleet) -> None:
+    """The client's own network was away, and the way to the active server is the longer one."""
+    first, second = fleet.servers
+    fleet.world.connect(fleet.client, second)
+    fleet.down.update(fleet.servers)
+    fleet.talk(20.0)
+    late: list[Flight] = []
+    fleet.down.clear()
+
+    def slow(flight: Flight) -> list[Flight]:
+        if flight.sender != first.endpoint:
+            return [flight]
+        late.append(flight)
+        return []
+
+    fleet.world.weather = slow
+    while not any(flight.kind == DATA for flight in late):
+        fleet.world.advance(0.1)
+    assert fleet.client.peer(second).last_heard_s > fleet.world.now - 0.2
+    fleet.world.advance(0.2)
+    assert fleet.active is first
+    fleet.world.weather = lambda flight: [flight]
+    fleet.world.deliver(late)
+    assert fleet.talk(30.0)
+    assert fleet.active is first
+    assert fleet.moves() == []
 
 
 # --- Who is asked, and how ----------------------------------------------------------------------------------

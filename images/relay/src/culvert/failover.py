@@ -60,11 +60,13 @@ class Failover:
         self._members: dict[Peer, Member] = {}
         self._timers = Timers(context.timers, self._on_timer)
         self._due_s = NEVER_S
-        # A suspicion: since when, how often all were asked, when next, and how long from one to the next.
+        # A suspicion: since when, how often all were asked, when next, how long from one to the next, and
+        # since when another answers.
         self._since_s = NEVER_S
         self._asked = 0
         self._ask_at_s = NEVER_S
         self._interval_s = _ASK_EVERY_S
+        self._found_s = NEVER_S
         self._woken_s = 0.0
         self._told = False
         self._stopped = False
@@ -237,13 +239,19 @@ class Failover:
         if now >= self._ask_at_s:
             self._ask_all(active, now)
         self._schedule(self._ask_at_s)
-        if now < since_s + self.timeout_s:
+        found = self._answering(active, now)
+        self._found_s = min(self._found_s, now) if found else NEVER_S
+        # After a time in which nobody answered: whoever answers first is not yet alone in that.
+        decide_s = max(since_s + self.timeout_s, self._found_s + self._parts * _ANSWER_S)
+        if now < decide_s and found:
+            self._schedule(decide_s)
+        elif now < since_s + self.timeout_s:
             self._schedule(since_s + self.timeout_s)
         elif self._is_silent(active, now):
-            self._give_up(active, now)
+            self._give_up(active, found, now)
 
     def _forget_suspicion(self) -> None:
-        self._since_s = self._ask_at_s = NEVER_S
+        self._since_s = self._ask_at_s = self._found_s = NEVER_S
         self._asked = 0
         self._interval_s = self._parts * _ASK_EVERY_S
         self._told = self._stopped = False
@@ -277,17 +285,20 @@ class Failover:
             self._schedule(answered_by_s)
         return now >= answered_by_s
 
-    def _give_up(self, active: Member, now: float) -> None:
-        """Go to the best that has answered since, if there is one."""
-        lately_s = max(self._since_s, now - max(self.timeout_s, 2 * self._interval_s))
-        found = [
+    def _answering(self, active: Member, now: float) -> list[Member]:
+        """The others that have been heard since, and do not owe an answer to more than the last questions."""
+        return [
             member
             for member in self._members.values()
             if member is not active
             and member.priority
-            and member.peer.last_heard_s >= lately_s
+            and member.peer.last_heard_s >= self._since_s
+            and now - member.peer.awaiting_s <= 2 * self._interval_s
             and member.has_session(now)
         ]
+
+    def _give_up(self, active: Member, found: list[Member], now: float) -> None:
+        """Go to the best of those that answer, if there is one."""
         if found:
             best = min(found, key=lambda member: member.priority)
             self._note(EventKind.FAILED_OVER, active.peer, best.peer, now - self._since_s)
