@@ -37,6 +37,8 @@ mount --bind {interpreter} {python}
 for path in etc var/lib usr/local/lib home; do mount --bind {files}/$path /$path; done
 mount -t tmpfs tmpfs /var/tmp
 mount --bind {boot_id} {boot_id_path}
+# Bash reads it for each command over SSH. What this machine's root has in it is no host's business.
+[ ! -e /root/.bashrc ] || mount --bind /dev/null /root/.bashrc
 {programs}
 hostname {label}
 ip link set lo up

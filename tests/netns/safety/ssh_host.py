@@ -139,6 +139,8 @@ class SshHost(Host):
         mounts = [f"mount --bind {self.files}/{path} /{path}" for path in ("etc", "var/lib", "usr/local/lib")]
         mounts += [own_programs(self.files / "usr/local/bin")]
         mounts += [f"mount --bind {self.files}/home /home", f"mount --bind {boot_id} {_BOOT_ID}"]
+        # Bash reads it for each command over SSH. What this machine's root has in it is no host's business.
+        mounts += ["[ ! -e /root/.bashrc ] || mount --bind /dev/null /root/.bashrc"]
         self.run(["sh", "-ec", "\n".join(mounts)])
 
     def serve(self) -> None:
