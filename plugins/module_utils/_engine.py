@@ -67,19 +67,12 @@ class Engine:
         }
 
     def container(self, name: str) -> dict[str, Any]:
-        """State, image, labels and restart policy; empty when there is no such container.
+        """What it is like, see :func:`described`; empty when there is no such container.
 
         :raises HostError: as :meth:`image`.
         """
         found = self._inspect(f"/containers/{quote(name, safe='')}/json")
-        if not found:
-            return {}
-        return {
-            "status": found["State"]["Status"],
-            "image": found["Image"],
-            "labels": (found.get("Config") or {}).get("Labels") or {},
-            "restart_policy": ((found.get("HostConfig") or {}).get("RestartPolicy") or {}).get("Name", ""),
-        }
+        return described(found) if found else {}
 
     def _inspect(self, path: str) -> dict[str, Any]:
         status, body = self._get(path)
@@ -103,6 +96,43 @@ class Engine:
             raise HostError(f"the container engine does not answer on {self._path}: {error}") from None
         finally:
             connection.close()
+
+
+def described(found: dict[str, Any]) -> dict[str, Any]:
+    """A container as Docker's API shows it. ``options`` are those that the roles give to theirs, in an order
+    and a spelling that two equal containers share; labels and environment are the image's as well.
+    """
+    config, host = found.get("Config") or {}, found.get("HostConfig") or {}
+    log = host.get("LogConfig") or {}
+    return {
+        "status": (found.get("State") or {}).get("Status", ""),
+        "image": found.get("Image", ""),
+        "labels": config.get("Labels") or {},
+        "environment": config.get("Env") or [],
+        "options": {
+            "command": config.get("Cmd") or [],
+            "user": config.get("User") or "",
+            "network_mode": host.get("NetworkMode") or "",
+            "restart_policy": (host.get("RestartPolicy") or {}).get("Name") or "",
+            "read_only": bool(host.get("ReadonlyRootfs")),
+            "pids_limit": host.get("PidsLimit") or 0,
+            "capabilities": _capabilities(host.get("CapAdd")),
+            "cap_drop": _capabilities(host.get("CapDrop")),
+            "security_opts": sorted(host.get("SecurityOpt") or []),
+            "volumes": sorted(host.get("Binds") or []),
+            "devices": sorted(_device(device) for device in host.get("Devices") or []),
+            "log": {"driver": log.get("Type") or "", **(log.get("Config") or {})},
+        },
+    }
+
+
+def _capabilities(names: list[str] | None) -> list[str]:
+    # Since Docker 23 they come back with the prefix.
+    return sorted(name[4:] if name.startswith("CAP_") else name for name in names or [])
+
+
+def _device(device: dict[str, str]) -> str:
+    return ":".join(device.get(key, "") for key in ("PathOnHost", "PathInContainer", "CgroupPermissions"))
 
 
 def state(engine: Engine, run: Runner) -> tuple[int, str]:

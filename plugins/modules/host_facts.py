@@ -174,8 +174,8 @@ ansible_facts:
           sample: {}
         containers:
           description:
-            - For each of O(containers) C(status), C(image), C(labels) and C(restart_policy). Empty if it is
-              not there.
+            - For each of O(containers) C(status), C(image), C(labels), C(environment), and of its C(options)
+              those that this collection's roles set. Empty if it is not there.
           type: dict
           sample: {}
         config_dir:

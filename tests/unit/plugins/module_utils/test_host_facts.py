@@ -83,10 +83,28 @@ _FOUND: dict[str, Any] = {
         {
             "State": {"Status": "exited"},
             "Image": "sha256:1",
-            "Config": {"Labels": {"io.culvert.batch": "auto"}},
-            "HostConfig": {"RestartPolicy": {"Name": "unless-stopped"}},
+            "Config": {
+                "Labels": {"io.culvert.batch": "auto"},
+                "Env": ["CULVERT_INTERFACE=culvert0"],
+                "Cmd": ["run", "culvert0"],
+            },
+            "HostConfig": {
+                "RestartPolicy": {"Name": "unless-stopped"},
+                "CapAdd": ["CAP_SETUID", "CAP_NET_ADMIN"],
+                "CapDrop": ["ALL"],
+                "Binds": ["/run/wireguard:/run/wireguard:rw", "/etc/culvert:/etc/culvert:ro"],
+                "Devices": [
+                    {
+                        "PathOnHost": "/dev/net/tun",
+                        "PathInContainer": "/dev/net/tun",
+                        "CgroupPermissions": "rwm",
+                    }
+                ],
+                "LogConfig": {"Type": "json-file", "Config": {"max-size": "5m"}},
+            },
         },
     ),
+    "/containers/empty/json": (200, {"State": None, "Config": None, "HostConfig": None}),
 }
 
 
@@ -270,12 +288,25 @@ def test_an_engine_is_asked_for_images_and_containers(
     assert found["engine"] == {"rc": 0, "error": ""}
     assert found["image"] == {"id": "sha256:1", "layers": ["a", "b"], "labels": {"l": "1"}}
     assert found["containers"]["other"] == {}
-    assert found["containers"]["culvert-culvert0"] == {
-        "status": "exited",
-        "image": "sha256:1",
-        "labels": {"io.culvert.batch": "auto"},
+    seen = found["containers"]["culvert-culvert0"]
+    assert (seen["status"], seen["image"]) == ("exited", "sha256:1")
+    assert seen["labels"] == {"io.culvert.batch": "auto"}
+    assert seen["environment"] == ["CULVERT_INTERFACE=culvert0"]
+    assert seen["options"] == {
+        "command": ["run", "culvert0"],
+        "user": "",
+        "network_mode": "",
         "restart_policy": "unless-stopped",
+        "read_only": False,
+        "pids_limit": 0,
+        "capabilities": ["NET_ADMIN", "SETUID"],
+        "cap_drop": ["ALL"],
+        "security_opts": [],
+        "volumes": ["/etc/culvert:/etc/culvert:ro", "/run/wireguard:/run/wireguard:rw"],
+        "devices": ["/dev/net/tun:/dev/net/tun:rwm"],
+        "log": {"driver": "json-file", "max-size": "5m"},
     }
+    assert engine.container("empty")["options"]["command"] == []
     assert engine.image("bare") == {"id": "sha256:2", "layers": [], "labels": {}}
     with pytest.raises(HostError, match="status 500"):
         engine.image("broken")
