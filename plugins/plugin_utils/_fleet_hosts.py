@@ -20,6 +20,9 @@ from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import Data,
 
 SERVERS = "vpn_servers"
 CLIENTS = "vpn_clients"
+# A route's, of IPv4 (RFC 791), and what is longer than any packet.
+_MTU_MIN, _MTU_MAX = 68, 65535
+_ID = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -163,17 +166,35 @@ def host_of(name: str, variables: t.Mapping[str, t.Any], groups: t.Container[str
 
 
 def _described(source: _Variables) -> dict[str, t.Any]:
-    """What a host that is here says of itself."""
+    """What a host that is here says of itself. What makes no sense counts as not said: a host that lies, or
+    is broken, must not end the run of all others.
+    """
     identity, found, path = (source.fact(name) for name in ("relay_identity", "culvert_host", "relay_path"))
-    keys = [identity.get("public_key"), (found.get("key") or {}).get("public_key")]
-    inner = path.get("inner")
+    key, relay = (_mapping(found.get(name)) for name in ("key", "relay"))
+    keys = [identity.get("public_key"), key.get("public_key")]
+    addresses = found.get("addresses") or identity.get("addresses")
     return {
         "here": True,
-        "public_key": next((key for key in keys if key_problem(key) is None), ""),
+        "public_key": next((each for each in keys if key_problem(each) is None), ""),
         "endpoint": str(identity.get("endpoint") or ""),
-        "addresses": tuple(map(str, found.get("addresses") or identity.get("addresses") or ())),
+        "addresses": tuple(map(str, addresses)) if isinstance(addresses, list) else (),
         "ipv6": bool(identity.get("ipv6", found.get("ipv6", True))),
-        "mtu": int(str(inner)) if str(inner).isdigit() else None,
-        "registry_id": str(identity.get("registry_id") or found.get("registry_id") or ""),
-        "running": bool((found.get("relay") or {}).get("running", identity.get("running"))),
+        "mtu": _mtu(path.get("inner")),
+        "registry_id": _id(identity.get("registry_id") or found.get("registry_id")),
+        "running": bool(relay.get("running", identity.get("running"))),
     }
+
+
+def _mapping(value: t.Any) -> t.Mapping[str, t.Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _mtu(value: t.Any) -> int | None:
+    """Bytes that a kernel takes as a route's MTU."""
+    text = str(value)
+    known = text.isascii() and text.isdigit() and len(text) <= len(str(_MTU_MAX))
+    return int(text) if known and _MTU_MIN <= int(text) <= _MTU_MAX else None
+
+
+def _id(value: t.Any) -> str:
+    return value if isinstance(value, str) and _ID.fullmatch(value) else ""
