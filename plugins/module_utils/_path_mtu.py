@@ -71,10 +71,10 @@ class Path:
 
     @property
     def inner_bytes(self) -> int:
-        """What is left for a packet in the tunnel, whoever sends it. A path that nothing has confirmed is
-        given the allowance for IPv6 in any case, as wg-quick does.
+        """What is left for a packet in the tunnel, whoever sends it. A path that nothing has ever confirmed
+        is given the allowance for IPv6 in any case, as wg-quick does.
         """
-        overhead = OVERHEAD_BYTES[self.version] if self.how in (ECHO, TOLD) else OVERHEAD_BYTES[6]
+        overhead = OVERHEAD_BYTES[self.version] if self.how in (ECHO, TOLD, KEPT) else OVERHEAD_BYTES[6]
         inner = self.path_mtu - overhead
         return inner if inner == USUAL_MTU_BYTES or self.how == KEPT else inner - inner % PADDING_BYTES
 
@@ -107,7 +107,8 @@ def tunnel_mtu(paths: Sequence[Path], tunnel_ipv6: bool) -> dict[str, int]:
 def judge(search: Search, version: int, route_bytes: int, device_mtu: int | None) -> tuple[int, str]:
     """Path MTU and where it is from, once a search has ended.
 
-    So that the result is the same from run to run, what nothing confirms never raises the device's MTU.
+    So that the result is the same from run to run, what nothing confirms never raises the device's MTU, and
+    a peer that is silent now does not lower what was found when it was not.
 
     :param route_bytes: the kernel's MTU of the route.
     :param device_mtu: of the tunnel's device now; ``None`` when there is none.
@@ -116,8 +117,8 @@ def judge(search: Search, version: int, route_bytes: int, device_mtu: int | None
         return search.best, ECHO
     if search.told:
         return min(search.told, route_bytes), TOLD
-    present = (device_mtu or 0) + OVERHEAD_BYTES[6]
-    if device_mtu and PATH_MIN_BYTES[version] <= present < route_bytes:
+    present = (device_mtu or 0) + OVERHEAD_BYTES[version]
+    if device_mtu and PATH_MIN_BYTES[version] <= present <= route_bytes:
         return present, KEPT
     return route_bytes, ROUTE
 
