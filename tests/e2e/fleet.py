@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: Which eighth of the pretend-public networks a lab has. The demo has 0, Molecule's scenarios 2 and 6; 7 is
-#: free to try things out.
+#: Which eighth of the pretend-public networks a lab has. The demo has 0, Molecule's scenarios 2 and 6, the
+#: execution environment 7.
 NUMBERS = {"site": 1, "refusals": 3, "dns": 4, "leaks": 5}
 
 #: Is there on a host while a change waits for its confirmation.
