@@ -60,6 +60,7 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
     finally:
         subprocess.run(["docker", "rm", "--force", "--volumes", CONTAINER], capture_output=True, check=True)
+        Fleet("blank", number=1).registry.unlink(missing_ok=True)
 
 
 def test_check_mode_needs_nothing_on_the_host(inventory: Path) -> None:
