@@ -313,6 +313,9 @@ def _place(lab: Lab, router: Host, member: Member) -> None:
     own = [f"192.168.{member.number}.1", f"fd00:{member.number}::1"]
     far = [f"{member.far[4]}/24", f"{member.far[6]}/64"]
     lab.link(member.behind, "eth0", far, member.host, "lan0", [f"{own[0]}/24", f"{own[1]}/64"])
+    # As Docker leaves it: what we do not let pass is not forwarded.
+    for version in (4, 6):
+        member.host.iptables("-P FORWARD DROP", version)
     # What is refused is told each time: not once a second, which redirects to clients count for, too.
     member.host.sysctl("net.ipv4.icmp_ratelimit", 0)
     member.host.sysctl("net.ipv6.icmp.ratelimit", 0)
