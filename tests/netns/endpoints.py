@@ -78,6 +78,7 @@ class Settings:
     fwmark: int = 0
     peers: list[Peer] = field(default_factory=list)
     shared_ips: Sequence[str] = ()  # the failover group's; the relay's own
+    failover_timeout_s: float = 0.0  # the relay's own; 0: its default
 
     def text(self) -> str:
         lines = ["[Interface]", f"PrivateKey = {self.private_key}"]
@@ -87,6 +88,8 @@ class Settings:
             lines.append(f"FwMark = {self.fwmark:#x}")
         if self.shared_ips:
             lines.append(f"FailoverAllowedIPs = {', '.join(self.shared_ips)}")
+        if self.failover_timeout_s:
+            lines.append(f"FailoverTimeout = {self.failover_timeout_s:g}")
         return "\n".join([*lines, "", *(peer.text() for peer in self.peers)])
 
 

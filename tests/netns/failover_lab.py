@@ -118,8 +118,8 @@ def cable(lab: Lab, router: Host, server: Host, number: int) -> None:
     server.ip("route", "add", "default", "via", near)
 
 
-def make_servers(lab: Lab, kinds: list[str]) -> Servers:
-    """One server for each kind; everything runs, with the relay's own defaults."""
+def make_servers(lab: Lab, kinds: list[str], timeout_s: float = 0.0) -> Servers:
+    """One server for each kind; everything runs, with the relay's own defaults (but for ``timeout_s``)."""
     client, router, internet = (lab.host(label) for label in ("client", "router", "internet"))
     servers = [lab.host(f"server{number + 1}") for number in range(len(kinds))]
     lab.link(client, "eth0", ["192.168.86.2/24"], router, "lan0", ["192.168.86.1/24"])
@@ -134,8 +134,8 @@ def make_servers(lab: Lab, kinds: list[str]) -> Servers:
     keys, own = [Key() for _ in servers], Key()
     ends = []
     for number, (kind, server, key) in enumerate(zip(kinds, servers, keys, strict=True)):
-        settings = Settings(key.private, peers=[Peer(own.public, [f"{CLIENT}/32"])])
-        ends.append(KINDS[kind](server, settings, [f"10.86.0.{number + 1}/24"]))
+        theirs = Settings(key.private, peers=[Peer(own.public, [f"{CLIENT}/32"])])
+        ends.append(KINDS[kind](server, theirs, [f"10.86.0.{number + 1}/24"]))
     peers = [
         Peer(
             key.public,
@@ -145,9 +145,10 @@ def make_servers(lab: Lab, kinds: list[str]) -> Servers:
         )
         for number, key in enumerate(keys)
     ]
-    here = Culvert(
-        client, Settings(own.private, peers=peers, shared_ips=[TUNNEL, "203.0.113.0/24"]), [f"{CLIENT}/24"]
+    settings = Settings(
+        own.private, peers=peers, shared_ips=[TUNNEL, "203.0.113.0/24"], failover_timeout_s=timeout_s
     )
+    here = Culvert(client, settings, [f"{CLIENT}/24"])
     made = Servers(lab, client, router, internet, servers, ends, here, keys)
     for end in [*ends, here]:
         end.start()

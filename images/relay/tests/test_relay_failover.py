@@ -342,6 +342,7 @@ def test_a_relay_that_restarts_within_the_time_is_found_again(fleet: Fleet) -> N
 
 def test_a_server_without_an_endpoint_is_passed_over(fleet: Fleet) -> None:
     """As where its name cannot be resolved."""
+    fleet.world.advance(30.0)
     fleet.client.peer(fleet.servers[0]).endpoint = None
     assert fleet.silence(5.0) <= IN_TIME_S
     assert fleet.active is fleet.servers[1]
