@@ -17,7 +17,7 @@ from typing import Any
 from ._core import HostError, Runner
 from ._iptables import find
 
-# What roles/relay/tasks/endpoint.yml gives to the relay's containers, whatever their names.
+# What roles/relay/tasks/container.yml gives to the relay's containers, whatever their names.
 _LABEL = "io.culvert.batch"
 _VARIABLE = "CULVERT_INTERFACE="
 

@@ -208,7 +208,7 @@ def test_the_look_at_a_host_decides(decided: dict[str, dict[str, Any]], host: st
 def test_a_container_is_made_of_what_it_is_compared_with() -> None:
     """An option that the task sets and the comparison leaves out would stay as it is for good."""
     for role, task_file, prefix in (
-        ("relay", "endpoint", "relay_container"),
+        ("relay", "container", "relay_container"),
         ("server", "responder", "server_responder"),
     ):
         tasks = yaml.safe_load((ROOT / "roles" / role / "tasks" / f"{task_file}.yml").read_text())
