@@ -98,6 +98,28 @@ def test_who_joins_is_written_down_and_the_same_again_changes_nothing(fleet: Fle
     assert fleet.file() == written, "not even its time"
 
 
+def test_a_registry_that_is_only_read_is_left_alone_and_what_differs_is_told(fleet: Fleet) -> None:
+    fleet.run("joined")
+    written = fleet.file()
+    fleet.add("c1", client_networks=["10.20.0.0/16"])
+    done = fleet.run("joined", "c1", read_only=True)
+    assert (done["changed"], done["path"], done["ansible_facts"]["culvert_registry"]) == (
+        False,
+        fleet.path,
+        fleet.path,
+    )
+    (warning,) = done["warnings"]
+    assert "something else of c1 than the inventory" in warning
+    assert "warnings" not in fleet.run("joined", "c2", read_only=True)
+    fleet.add("c3")
+    for state in ("check", "joined"):
+        refused = fleet.run(state, "c3", read_only=True)
+        assert refused["failed"]
+        assert "c3: not in the registry" in refused["msg"]
+        assert "failed" not in fleet.run(state, "c2", read_only=True)
+    assert fleet.file() == written
+
+
 def test_check_mode_writes_nothing_and_the_rest_of_the_run_sees_what_would_be(fleet: Fleet) -> None:
     done = fleet.run("joined", check=True)
     assert done["changed"]
