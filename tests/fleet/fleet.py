@@ -39,7 +39,7 @@ from tests.netns.lab import RUN_PREFIX, Lab, LabError, Process, eventually
 from tests.netns.safety.ssh_host import COLLECTIONS, PYTHON
 
 DEVICE = "culvert0"
-RELAY, RESPONDER = "culvert-culvert0", "culvert-culvert0-responder"
+RELAY, RESPONDER = "culvert-culvert0", "culvert-responder-culvert0"
 GROUPS = {"server": "vpn_servers", "client": "vpn_clients"}
 _ENDS_WITHIN_S = 1800
 _RECAP = re.compile(

@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.fleet.api import SOCKET, Engines
@@ -58,7 +58,7 @@ class FleetHost(SshHost):
     def __init__(self, namespace: str, label: str, directory: Path, keys: Path, engines: Engines) -> None:
         self._engines, self.label = engines, label
         super().__init__(namespace, label, directory, keys)
-        self.engine = Engine(lambda argv: self._enter(argv, pids=True), self.path, self.directory)
+        self.engine = Engine(self._enter, self.path, self.directory)
 
     def _make_files(self) -> None:
         super()._make_files()
@@ -99,10 +99,19 @@ class FleetHost(SshHost):
             raise LabError(f"cannot set up {self.namespace}: {self._holder.output()}")
         self._init_pid = int(ready[1])
 
-    def _enter(self, argv: Sequence[str], pids: bool = False) -> list[str]:
-        """With ``pids``, the process is one of the host's, and ends with it; without, signals reach it."""
+    def _enter(self, argv: Sequence[str], pids: bool = True) -> list[str]:
+        """Without ``pids``, the process is one of the machine's and not of the host's: signals reach it, and
+        it sees no ``/proc/self``.
+        """
         kinds = ["--net", "--mount", "--uts", *(["--pid"] if pids else [])]
         return ["/usr/bin/nsenter", "--target", str(self._init_pid), *kinds, "--", *argv]
+
+    def spawn(self, argv: Sequence[str], name: str, env: Mapping[str, str] | None = None) -> Process:
+        process = Process(
+            self._enter(argv, pids=False), self.directory / f"{name}-{next(self._log_numbers)}.log", env
+        )
+        self._processes.append(process)
+        return process
 
     def path(self, path: str) -> Path:
         if path.startswith("/proc/net/"):
@@ -112,7 +121,7 @@ class FleetHost(SshHost):
     def serve(self) -> None:
         """Run SSH and the engine."""
         script = "/usr/sbin/sshd -D -e -f /etc/ssh/sshd_config"
-        process = Process(self._enter(script.split(), pids=True), self._ssh_log())
+        process = Process(self._enter(script.split()), self._ssh_log())
         self._processes.append(process)
         eventually(lambda: "listening on" in process.output(), 10, f"sshd on {self.label}")
         self._engines.listen(self.engine, self.path(SOCKET))

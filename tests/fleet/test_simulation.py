@@ -70,6 +70,7 @@ def test_a_container_is_a_process_of_its_host_without_rights(host: FleetHost) ->
     # Its number here, and the one that the host sees.
     assert len(lines["NSpid"].split()) == 2
     assert lines["NSpid"].split()[1] in host.run(["ls", "/proc"]).stdout.split()
+    assert "eth1:" in host.run(["cat", "/proc/net/dev"]).stdout
 
 
 def test_the_restart_policy_brings_back_what_has_died_and_not_what_was_stopped(host: FleetHost) -> None:
