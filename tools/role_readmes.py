@@ -37,7 +37,7 @@ def rows(options: dict[str, Any], prefix: str = "") -> list[str]:
         )
         shown = default.replace("|", "\\|")
         lines.append(f"| `{prefix}{name}` | {kind} | {shown} | {cell(option['description'])} |")
-        lines += rows(option.get("options", {}), f"{prefix}{name}[].")
+        lines += rows(option.get("options", {}), f"{prefix}{name}{'[]' if option['type'] == 'list' else ''}.")
     return lines
 
 
