@@ -6,8 +6,11 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 from itertools import pairwise
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from culvert.context import EventKind
 from culvert.pure import PureBatch
@@ -292,3 +295,45 @@ def test_the_groups_prefixes_are_shown_where_they_lead(fleet: Fleet) -> None:
     reconfigure(fleet, 0, 2)
     assert shown(second) >= set(SHARED)
     assert set(fleet.device.allowed_ips(fleet.client.peer(second))).isdisjoint(SHARED)
+
+
+# --- Whatever happens ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from(["up", "down", "restart", "mute", "loud"]), st.integers(0, 2)),
+            st.tuples(st.just("priorities"), st.tuples(*[st.integers(0, 3)] * 3)),
+            st.tuples(st.just("talk"), st.integers(1, 40)),
+            st.tuples(st.just("idle"), st.integers(1, 400)),
+        ),
+        max_size=12,
+    )
+)
+def test_whatever_happens_the_best_carries_the_traffic_in_the_end(steps: list[tuple[str, Any]]) -> None:
+    fleet = Fleet(1, 2, 3)
+    for what, value in steps:
+        if what == "talk":
+            fleet.talk(value, every=0.5)
+        elif what == "idle":
+            fleet.world.advance(value)
+        elif what == "priorities":
+            reconfigure(fleet, *value)
+        elif what == "restart":
+            fleet.restart(fleet.servers[value])
+        elif what in ("up", "down"):
+            (fleet.down.discard if what == "up" else fleet.down.add)(fleet.servers[value])
+        else:
+            (fleet.mute.discard if what == "loud" else fleet.mute.add)(fleet.servers[value])
+        members = {peer: priority for peer, priority, _ in fleet.device.failover.states(fleet.world.now)}
+        active = fleet.device.failover.active
+        assert (active is None) == (not any(members.values()))
+        assert active is None or members[active]
+    reconfigure(fleet, 2, 1, 3)
+    fleet.down.clear()
+    fleet.talk(20.0, every=0.5)
+    fleet.world.advance(700.0)
+    assert fleet.talk(5.0)
+    assert fleet.active is fleet.servers[1]

@@ -8,9 +8,11 @@ import errno
 import fcntl
 import os
 import re
+import select
 import socket
 import subprocess
 from collections.abc import Callable
+from ipaddress import ip_address
 
 import pytest
 
@@ -20,6 +22,7 @@ from culvert.frame import (
     COALESCE_UDP,
     PLAIN,
 )
+from culvert.linkwatch import LinkWatch
 from culvert.offloads import TSO, USO
 from culvert.testing import udp_packet
 from culvert.tun import DeviceGone, LinuxTun, MemoryTun, Tun, TunOptions, check_name
@@ -157,6 +160,26 @@ def test_linux_tun_is_a_tun(made: str | None) -> None:
             tun.read(1)
         with pytest.raises(DeviceGone):
             tun.write([udp_superpacket(bytes(250), 100)])
+        tun.close()
+
+    in_new_namespace(body)
+
+
+@needs_root
+def test_a_tun_knows_its_own_addresses() -> None:
+    def body() -> None:
+        tun = LinuxTun.open(TunOptions("cvtun0"))
+        assert tun.addresses() == ()
+        for address in ("10.86.77.1/24", "10.86.77.9/24", "fe80::7/64", "fd86::7/64"):
+            ip("address", "add", address, "dev", "cvtun0")
+        tun.bring_up()
+        watch = LinkWatch()
+        # The first IPv4 one, from which the host itself would send; of IPv6 no link-local one.
+        assert tun.addresses() == (ip_address("10.86.77.1").packed, ip_address("fd86::7").packed)
+        ip("address", "del", "10.86.77.1/24", "dev", "cvtun0")
+        assert select.select([watch], [], [], 5)[0], "whoever watches is told of it"
+        assert tun.addresses()[-1] == ip_address("fd86::7").packed
+        watch.close()
         tun.close()
 
     in_new_namespace(body)

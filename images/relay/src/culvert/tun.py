@@ -237,7 +237,7 @@ class LinuxTun:
             reply = fcntl.ioctl(self._control, _SIOCGIFADDR, _IFREQ.pack(name.encode(), 0))
             found.append(reply[20:24])
         with contextlib.suppress(OSError, ValueError):
-            with open("/proc/net/if_inet6", encoding="ascii") as table:
+            with open("/proc/thread-self/net/if_inet6", encoding="ascii") as table:
                 rows = [line.split() for line in table]
             # Address, index, prefix length, scope (0: global), flags, name.
             found += [bytes.fromhex(row[0]) for row in rows if row[5] == name and row[3] == "00"]
