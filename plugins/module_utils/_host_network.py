@@ -239,10 +239,16 @@ class HostNetwork(PlainBackend):
         """
         planning = _Planning(self, observed)
         plan: Plan = []
+        chains: Plan = []
         for part in self.parts:
             with blamed_on(part):
-                changes = planning.of(part)
-            plan += [_wrapped(part, change) for change in changes]
+                changes = [_wrapped(part, change) for change in planning.of(part)]
+            if not (part.kind == "chain" and part.where):
+                plan += changes
+                continue
+            chains += changes
+            if part is self._chains[-1]:
+                plan += _leaving_last(chains)
         self.warnings += [warning for warning in planning.warnings if warning not in self.warnings]
         return plan
 
@@ -303,6 +309,16 @@ def blamed_on(part: Part) -> Iterator[None]:
         if not part.where or not error.option or error.option.startswith(part.where):
             raise
         raise SpecError(f"{part.where}.{error.option}", error.message) from error
+
+
+def _leaving_last(changes: Plan) -> Plan:
+    """A chain leaves a backend when no other leads to it there any more: those that lead to others first."""
+    leaving = [change for change in changes if change.action == "write" and change.after is None]
+    if not leaving:
+        return changes
+    swept = [change for change in changes if change.action == "sweep"]
+    written = [change for change in changes if change.action == "write" and change.after is not None]
+    return [*written, *reversed(leaving), *swept]
 
 
 def _wrapped(part: Part, change: Change) -> Change:
