@@ -191,6 +191,7 @@ class Fleet:
         self.network.numbers[label] = number_of(role, count)
         self.members[label] = Member(role, host)
         self.network.plug_in(host)
+        self.network.set_up(host)
         host.serve()
         return label
 
@@ -357,6 +358,8 @@ class Fleet:
         host = self.machines[label]
         host.on()
         self.network.plug_in(host)
+        host.start_services()
+        self.network.set_up(host)
         host.serve()
 
     def stop_relay(self, label: str) -> None:

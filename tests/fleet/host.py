@@ -53,7 +53,7 @@ while :; do sleep infinity & wait; done
 class FleetHost(SshHost):
     """Made and plugged in by :class:`tests.fleet.fleet.Fleet`."""
 
-    _init_pid = 0
+    _init_pid = 0  # of a host that is switched off
 
     def __init__(self, namespace: str, label: str, directory: Path, keys: Path, engines: Engines) -> None:
         self._engines, self.label = engines, label
@@ -144,18 +144,20 @@ class FleetHost(SshHost):
         self._processes.clear()
 
     def on(self) -> None:
-        """Switch it on. The network is plugged in, and SSH started, by the fleet."""
+        """Switch it on. Cables, what starts at boot, the network and SSH follow, by the fleet."""
         self._boot()
-        self.start_services()
 
     def crash(self) -> None:
         self.off()
         self._boot()
 
     def _halt(self) -> None:
+        if not self._init_pid:
+            return
         # Whoever waits for the first process hears of its end when all of the host's processes have ended.
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._init_pid, signal.SIGKILL)
+        self._init_pid = 0
         self._holder.wait(10)
         for process in self._processes:
             process.stop(signal.SIGKILL)

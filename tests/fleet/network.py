@@ -66,6 +66,7 @@ class Network:
             for address in addresses:
                 bridge.add_address("br0", address)
         made._plug(made.controller, "eth0", made.outside, "controller", CONTROLLER)
+        made.controller.ip("link", "set", "eth0", "up")
         made.controller.add_address("eth0", f"{outer(CONTROLLER)}/24")
         serve_callers_address(made.internet, INTERNET)
         return made
@@ -75,20 +76,25 @@ class Network:
         card = ["address", f"02:00:00:00:{len(bridge.label):02x}:{number:02x}"]
         bridge.ip("link", "add", port, "type", "veth", "peer", "name", device, *card, "netns", host.namespace)
         bridge.ip("link", "set", port, "master", "br0", "up")
-        host.ip("link", "set", device, "up")
 
     def plug_in(self, host: FleetHost) -> None:
-        """The host's cables, and the network as its own configuration has it."""
+        """The host's network cards and cables. What its own configuration makes of them is :meth:`set_up`."""
+        number = self.numbers[host.label]
+        self._plug(host, "eth0", self.outside, host.label, number)
+        if number < _FIRST_CLIENT:
+            self._plug(host, "eth1", self.internet, host.label, number)
+
+    def set_up(self, host: FleetHost) -> None:
+        """Addresses and routes, as the host's own configuration has them."""
         number = self.numbers[host.label]
         host.address = {4: outer(number), 6: outer6(number)}
-        is_server = number < _FIRST_CLIENT
-        self._plug(host, "eth0", self.outside, host.label, number)
-        lines = [
+        lines = ["link set eth0 up"]
+        lines += [
             f"address add {outer(number)}/24 dev eth0",
             f"address add {outer6(number)}/64 dev eth0 nodad",
         ]
-        if is_server:
-            self._plug(host, "eth1", self.internet, host.label, number)
+        if number < _FIRST_CLIENT:
+            lines += ["link set eth1 up"]
             lines += [
                 f"address add {beyond(number)}/24 dev eth1",
                 f"address add 2001:db8:3::{number}/64 dev eth1 nodad",
