@@ -137,5 +137,7 @@ def test_a_server_pulls_whom_the_controller_has_let_in(fleet: Fleet, repository:
     assert pulled.code == 0, pulled.output
     eventually(lambda: fleet.reaches_internet("client2") == "server1", 20, "client2 reaches the internet")
     assert fleet.session("server1", "client1").handshake_s == before.handshake_s
+    # Now that a server answers it, its path can be measured, which may change the MTU of its device.
     again = repository.pull("client2")
-    assert (again.code, again.changed("client2")) == (0, 0), again.output
+    assert again.code == 0, again.output
+    assert fleet.reaches_internet("client2") == "server1"
