@@ -13,6 +13,7 @@ Only the container engine is replaced (tests/fleet/README.md). Machines keep the
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import re
@@ -33,7 +34,7 @@ from tests.fleet.api import Engines
 from tests.fleet.engine import write_archive
 from tests.fleet.host import FleetHost
 from tests.fleet.network import MOST_CLIENTS, MOST_SERVERS, Network, number_of
-from tests.fleet.sessions import Session, Sessions, ask
+from tests.fleet.sessions import Session, Sessions, ask, public_key
 from tests.netns.endpoints import REPOSITORY
 from tests.netns.lab import RUN_PREFIX, Lab, LabError, Process, eventually
 from tests.netns.safety.ssh_host import COLLECTIONS, PYTHON
@@ -293,8 +294,12 @@ class Fleet:
     _keys: dict[str, str] = field(default_factory=dict)
 
     def _known_keys(self, found: Mapping[str, Any]) -> dict[str, str]:
-        """Keys by which machines were known, also those that are switched off now."""
+        """Keys of machines, also of those that are switched off now, or whose relay does not run."""
         self._keys |= {answer.public_key: label for label, answer in found.items()}
+        for label in self.machines.keys() - found.keys():
+            file = self.machines[label].files / "etc/culvert" / f"{DEVICE}.key"
+            if file.exists():
+                self._keys[public_key(base64.b64decode(file.read_text()).hex())] = label
         return self._keys
 
     def _ask(self, label: str) -> Any:

@@ -58,7 +58,8 @@ def _base64(hexadecimal: str) -> str:
     return base64.b64encode(bytes.fromhex(hexadecimal)).decode()
 
 
-def _public(private: str) -> str:
+def public_key(private: str) -> str:
+    """In base64; the private one is in hexadecimal, as the relay has it."""
     key = X25519PrivateKey.from_private_bytes(bytes.fromhex(private))
     return base64.b64encode(key.public_key().public_bytes_raw()).decode()
 
@@ -86,7 +87,7 @@ def _parse(answer: str) -> Relay | None:
     for line in answer.splitlines():
         key, _equals, value = line.partition("=")
         if key == "private_key":
-            own = _public(value)
+            own = public_key(value)
         elif key == "public_key":
             peers.append((_base64(value), {}, []))
         elif key == "allowed_ip" and peers:
