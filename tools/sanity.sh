@@ -17,7 +17,7 @@ tree=$CACHE/sanity/ansible_collections/culvert/vpn
 rm -rf "$CACHE/sanity/ansible_collections"
 mkdir -p "$tree"
 git ls-files -z --cached --others --exclude-standard -- \
-    . ':!images' ':!inventories' ':!bench' ':!tools' ':!.ci' ':!tests/netns' ':!tests/e2e' |
+    . ':!images' ':!inventories' ':!bench' ':!tools' ':!.ci' ':!tests/netns' ':!tests/e2e' ':!tests/fleet' |
     while IFS= read -r -d '' path; do [[ ! -e $path ]] || printf '%s\0' "$path"; done |
     xargs -0 cp --parents --no-dereference -t "$tree"
 git -C "$tree" init --quiet

@@ -392,7 +392,7 @@ def _confined(container: Container) -> list[str]:
         words.append(f"--bounding-set={','.join(['-all', *kept])}")
     if any(option.startswith("no-new-privileges") for option in wish.get("SecurityOpt") or []):
         words.append("--no-new-privs")
-    user, _, group = str(container.config.get("User") or "").partition(":")
+    user, _colon, group = str(container.config.get("User") or "").partition(":")
     if user:
         words += [f"--reuid={user}", f"--regid={group or user}", "--clear-groups"]
     return [*words, "--"]

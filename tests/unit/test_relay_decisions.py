@@ -173,7 +173,7 @@ def decided(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     (directory / "play.yml").write_text(
         yaml.safe_dump([{"hosts": "all", "gather_facts": False, "tasks": tasks}])
     )
-    hosts = {name: {"seen": _seen(different), **own} for name, (different, own, _) in HOSTS.items()}
+    hosts = {name: {"seen": _seen(different), **own} for name, (different, own, _decided) in HOSTS.items()}
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
     (directory / "inventory.yml").write_text(json.dumps({"all": {"hosts": hosts, "vars": local}}))
     done = subprocess.run(

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A conversation over one TCP connection, to see how long it is interrupted and whether it survives.
 
-    conversation.py listen                 answer whoever calls, line by line
-    conversation.py call ADDRESS LOG       ask, wait for the answer, ask again, ten times a second, for ever;
-                                           for each answer, LOG gets a line with the seconds that it took
+conversation.py listen                 answer whoever calls, line by line
+conversation.py call ADDRESS LOG       ask, wait for the answer, ask again, ten times a second, for ever;
+                                       for each answer, LOG gets a line with the seconds that it took
 """
 
 from __future__ import annotations

@@ -258,7 +258,11 @@ def test_a_relay_that_does_not_answer_is_a_problem(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path / "culvert0.sock"))
         listener.listen()
-        threading.Thread(target=lambda: listener.accept()[0].close(), daemon=True).start()
+
+        def hang_up() -> None:
+            listener.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
         found = _host_facts.culvert(
             FactsSpec(), no_engine, str(tmp_path), _engine.Engine(str(tmp_path / "no"))
         )
