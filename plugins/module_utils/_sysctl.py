@@ -40,6 +40,7 @@ DRAGGED = {
     "net.ipv6.conf.all.forwarding": ("net/ipv6/conf/*/forwarding",),
 }
 _HEADER = "# Managed by culvert.vpn: changes made here are lost at the next run.\n"
+_OF_A_DEVICE = re.compile(r"net/ipv[46]/(conf|neigh)/[^/]+/")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
@@ -86,11 +87,27 @@ class SysctlSettings:
         self._file = f"{root}{SYSCTL_D}/90-culvert-{self.name}.conf"
         self._record = f"{root}{STATE_DIR}/sysctl-{self.name}.json"
         for key in self.values:
-            if ".." in key or not os.path.isfile(self._live_path(_path_of(key))):
+            if ".." in key or not (self._is_there(key) or self._was_there(key)):
                 raise SpecError(f"{where}.{key}", "is not a setting that this host's kernel has")
+            if not self._is_there(key):
+                self.warnings.append(f"{key} cannot be set now: its device is not there")
 
     def _live_path(self, path: str) -> str:
         return os.path.join(self._proc, path)
+
+    def _is_there(self, key: str) -> bool:
+        return os.path.isfile(self._live_path(_path_of(key)))
+
+    def _was_there(self, key: str) -> bool:
+        """Whether it is a device's setting that we have made before. At boot the device may come after us: it
+        gets the setting from our file then (udev has systemd-sysctl read it), and nothing else waits for it.
+        """
+        if not _OF_A_DEVICE.match(_path_of(key)):
+            return False
+        try:
+            return key in json.loads(read_text(self._record) or "{}")
+        except ValueError:
+            return False
 
     def _live(self, path: str) -> str | None:
         text = read_text(self._live_path(path))
@@ -136,7 +153,7 @@ class SysctlSettings:
             plan.append(self._write_record({**observed.record, **fresh}))
         for key, value in self.values.items():
             live = observed.live.get(_path_of(key))
-            if live != value:
+            if live not in (None, value):
                 plan.append(Change(key, live, value, "set", (_path_of(key), value)))
         for key, values in dropped.items():
             if key not in observed.others:  # the last one to hold it gives it back

@@ -120,3 +120,24 @@ def test_drift_is_repaired(root: Path) -> None:
 def test_a_setting_that_the_kernel_lacks_is_refused(root: Path, key: str) -> None:
     with pytest.raises(SpecError, match="is not a setting"):
         run(root, {key: "1"})
+
+
+def test_the_rest_does_not_wait_for_a_device_that_is_not_there_yet(root: Path) -> None:
+    """A host's network card may come up after what is applied at boot."""
+    values = {**FORWARD, "net.ipv4.conf.eth0.forwarding": "0"}
+    run(root, values)
+    card = root / "proc/sys/net/ipv4/conf/eth0"
+    (card / "forwarding").unlink()
+    (root / "proc/sys/net/ipv4/ip_forward").write_text("0\n")
+    assert run(root, values) == ["net.ipv4.ip_forward"]
+    assert "net.ipv4.conf.eth0.forwarding = 0\n" in (root / "etc/sysctl.d/90-culvert-t.conf").read_text()
+    # It is not lost: once the device is there, it is set, and later given back.
+    (card / "forwarding").write_text("1\n")
+    assert run(root, values) == ["net.ipv4.conf.eth0.forwarding"]
+    run(root, None)
+    assert (card / "forwarding").read_text() == "1\n"
+
+
+def test_a_device_that_never_was_there_is_refused(root: Path) -> None:
+    with pytest.raises(SpecError, match="is not a setting"):
+        run(root, {"net.ipv4.conf.eth7.forwarding": "0"})
