@@ -74,3 +74,23 @@ def test_nothing_gets_to_who_waits_for_it(hub: Fleet) -> None:
         send(one.host, one.inside[4], kind, number, f"{kind} arrives")
         eventually(lambda what=kind: f"{what} arrives" in listening.output(), 5, f"{kind}, once permitted")
     assert set(listening.output().splitlines()) == {"listening", "tcp arrives", "icmp arrives"}
+
+
+def test_what_cannot_be_translated_does_not_leave(hub: Fleet) -> None:
+    """Of anybody: the internet would see the client's address inside the tunnel."""
+    if not hub["gate1"].made:
+        hub.deploy()
+    hub.permit("branch1", None)
+    one = hub["branch1"]
+    listening = hub.internet.spawn([*PYTHON, _LISTEN], "listen")
+    eventually(lambda: "listening" in listening.output(), 5, "raw sockets")
+
+    def arrives(text: str) -> bool:
+        send(one.host, one.inside[4], "icmp", ECHO_REQUEST, text)
+        return text in listening.output()
+
+    eventually(lambda: arrives("before"), 10, "what may be sent, before")
+    for kind, number, text in (("tcp", SYN | ACK, "unasked"), ("icmp", ECHO_REPLY, "unasked, too")):
+        send(one.host, one.inside[4], kind, number, text)
+    eventually(lambda: arrives("after"), 10, "what may be sent, after")
+    assert "unasked" not in listening.output()
