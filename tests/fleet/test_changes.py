@@ -119,9 +119,8 @@ def test_a_new_client_alone_and_then_its_servers(deployed: Fleet) -> None:
             deployed.rename(new, "laptop")
             run = deployed.deploy().check()
             assert f"{new} is called laptop now" in run.output
-            # Its name is nothing that a host has. The registry is written on behalf of the first host.
-            assert run.changed() == {"server1"}, run.output
-            assert run.recap["server1"].changed == 1, run.output
+            # It is a comment in the servers' files, and nothing that a relay has.
+            assert run.changed() == SERVERS, run.output
 
 
 def test_one_after_the_other_and_in_reversed_order(deployed: Fleet) -> None:
@@ -181,6 +180,6 @@ def test_an_operator_with_an_old_registry_is_refused(deployed: Fleet) -> None:
             deployed.remove(new)
             run = deployed.start(checkout="other", client_persistent_keepalive=24).wait()
             assert run.code
-            assert run.failed() >= SERVERS
-            assert not run.changed() & SERVERS
+            assert "come from a registry" in run.output
+            assert run.changed() == set()
         assert deployed.reaches_internet(new) in SERVERS
