@@ -38,6 +38,8 @@ class Session:
         """
         if later.received_bytes < self.received_bytes:
             return False
+        if not self.handshake_s:
+            return not later.handshake_s
         new = later.handshake_s - self.handshake_s
         return new == 0 or new >= _REKEY_AFTER_S
 
