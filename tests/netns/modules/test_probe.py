@@ -84,7 +84,7 @@ def probe(host: Host, control: ControlSocket | None, *targets: str, **params: An
 def test_relay_info_tells_all_but_secrets(host: Host, control: ControlSocket) -> None:
     told = host.module("relay_info", socket_path=str(control.path))
     assert not told.changed
-    assert control.requests == [b"get=1\n\n"]
+    assert control.requests == [b"get=1\n\n", b"culvert=1\n\n"]
     assert told["running"] is True
     public = host.run("wg", "pubkey", stdin=base64.b64encode(PRIVATE).decode()).strip()
     assert (told["public_key"], told["listen_port"], told["fwmark"]) == (public, 51820, 51820)
