@@ -11,8 +11,9 @@ version_added: 0.1.0
 author:
   - Culvert contributors (@culvert-vpn)
 description:
-  - Orders servers by a hash of their name and the client's, so that clients spread over the servers, whatever
-    the order of the inventory.
+  - Orders servers by a hash, of the tunnel addresses that the registry has for them and the client, or of
+    their names, so that clients spread over the servers, whatever the order of the inventory, and whatever
+    the hosts are called later.
   - A server that is added or removed changes the first choice only of clients whose first choice it is.
 options:
   _input:
@@ -24,6 +25,11 @@ options:
     description: Inventory name of the client.
     type: str
     required: true
+  registry:
+    description:
+      - Path of the registry on the controller. Without it, or where it does not have a host, names count.
+    type: path
+    default: ""
 """
 
 EXAMPLES = r"""
@@ -43,12 +49,14 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet import server_order
+from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import RegistryError, read
 
 
-def _server_order(servers: list[str], client: str) -> list[str]:
+def _server_order(servers: list[str], client: str, registry: str = "") -> list[str]:
     try:
-        return server_order([str(server) for server in servers], str(client))
-    except (TypeError, ValueError, KeyError, AttributeError) as exc:
+        known = read(str(registry)) if registry else None
+        return server_order([str(server) for server in servers], str(client), known.hosts if known else None)
+    except (RegistryError, TypeError, ValueError, KeyError, AttributeError) as exc:
         raise AnsibleFilterError(f"culvert.vpn.server_order: {exc}") from exc
 
 

@@ -141,15 +141,23 @@ def peer_problems(peers: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
 DRAINED = 1000
 
 
-def server_order(servers: t.Iterable[str], client: str) -> list[str]:
+def server_order(
+    servers: t.Iterable[str], client: str, hosts: t.Mapping[str, Entry] | None = None
+) -> list[str]:
     """Return the servers in the order in which `client` uses them, if nobody says otherwise.
 
-    A hash of both names decides. So clients spread over the servers, whatever the order of the inventory, and
-    a server that comes or goes moves only the clients that are its own.
+    A hash of both decides: of their tunnel addresses where `hosts` has them, for a host that is called
+    something else keeps that, else of their names. So clients spread over the servers, whatever the order of
+    the inventory, and a server that comes or goes moves only the clients that are its own.
     """
 
+    def identity(name: str) -> str:
+        entry = (hosts or {}).get(name)
+        return entry.address.partition("/")[0] if entry and entry.address else name
+
     def place(server: str) -> tuple[bytes, str]:
-        return hashlib.blake2s(f"{server}\0{client}".encode(), person=b"culvert").digest(), server
+        text = f"{identity(server)}\0{identity(client)}"
+        return hashlib.blake2s(text.encode(), person=b"culvert").digest(), server
 
     return sorted(set(servers), key=place)
 
@@ -227,7 +235,7 @@ def _servers_for(hosts: t.Mapping[str, Entry], host: str, wish: ClientWish) -> d
         for name, entry in sorted(hosts.items())
         if entry.server and name != host and (entry.public_key or wish.keyless)
     }
-    order = list(dict.fromkeys(wish.servers)) or server_order(servers, host)
+    order = list(dict.fromkeys(wish.servers)) or server_order(servers, host, hosts)
     if servers and not any(name in servers for name in order):
         raise ValueError(
             f"client_servers of {host} is {', '.join(order)}, none of which has joined the fleet yet: run "

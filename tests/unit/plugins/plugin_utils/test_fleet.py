@@ -205,6 +205,17 @@ def test_clients_spread_over_the_servers() -> None:
     assert all(60 < first.count(name) < 140 for name in ("s1", "s2", "s3", "s4"))
 
 
+def test_hosts_that_are_called_something_else_keep_their_order() -> None:
+    hosts = {name: Entry(address=f"10.86.0.{n}/16") for n, name in enumerate(["s1", "s2", "s3", "c1"], 1)}
+    new = {"s1": "gate1", "s2": "gate2", "s3": "gate3", "c1": "laptop"}
+    renamed = {new[name]: entry for name, entry in hosts.items()}
+    for client in range(20):
+        for known, name in ((hosts, "c1"), (renamed, "laptop")):
+            known[name] = Entry(address=f"10.86.1.{client}/16")
+        order = fleet.server_order(["s1", "s2", "s3"], "c1", hosts)
+        assert fleet.server_order(["gate3", "gate2", "gate1"], "laptop", renamed) == [new[s] for s in order]
+
+
 def test_networks_behind_others_leave_out_what_overlaps_with_ones_own() -> None:
     assert fleet.networks_behind_others(TWO, "s1") == [
         "10.3.0.0/24",
