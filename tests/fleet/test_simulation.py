@@ -62,10 +62,15 @@ def test_the_docker_command_sees_the_containers(host: FleetHost) -> None:
 def test_a_container_is_a_process_of_its_host_without_rights(host: FleetHost) -> None:
     container = host.engine.container(NAME)
     eventually(lambda: container.pid, 5, "the process")
-    status = Path(f"/proc/{container.pid}/status")
-    eventually(lambda: "Uid:\t51820\t51820" in status.read_text(), 5, "its user")
-    lines = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
-    assert lines["CapBnd"] == lines["CapEff"] == "0" * 16
+    lines: dict[str, str] = {}
+
+    def confined() -> bool:
+        """It gives its rights up one after the other."""
+        text = Path(f"/proc/{container.pid}/status").read_text()
+        lines.update(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+        return "Uid:\t51820\t51820" in text and lines["CapBnd"] == lines["CapEff"] == "0" * 16
+
+    eventually(confined, 5, "a user without rights")
     assert lines["NoNewPrivs"] == "1"
     # Its number here, and the one that the host sees.
     assert len(lines["NSpid"].split()) == 2
