@@ -44,6 +44,10 @@ def sessions_change(fleet: Fleet, *pairs: tuple[str, str]) -> Iterator[None]:
     }
 
 
+def await_way_out(fleet: Fleet, client: str, server: str) -> None:
+    eventually(lambda: fleet.reaches_internet(client, 2) == server, 30, f"{client} by {server}")
+
+
 @contextmanager
 def fifth_client(fleet: Fleet) -> Iterator[str]:
     """A new machine in the inventory; gone at the end, and revoked."""
@@ -77,7 +81,7 @@ def test_a_server_that_cannot_be_reached_is_forgotten_by_nobody(deployed: Fleet)
         now = deployed.sessions()
         assert {label: set(now[label]) for label in CLIENTS} == dict.fromkeys(CLIENTS, SERVERS)
         for client in sorted(CLIENTS):
-            eventually(lambda: deployed.reaches_internet(client, 2) == "server1", 30, client)  # noqa: B023
+            await_way_out(deployed, client, "server1")
     finally:
         deployed.mend("server2")
     assert deployed.deploy().check().changed() == set()
