@@ -153,6 +153,7 @@ def test_a_reader_that_is_gone_ends_the_capture(pair: tuple[Running, Running], t
     sock.close()
     until(lambda: captures(tmp_path) == [])
     carry(pair, packet(1))
+    assert captures(tmp_path) == []
 
 
 def test_who_speaks_during_a_capture_is_hung_up_on(pair: tuple[Running, Running], tmp_path: Path) -> None:

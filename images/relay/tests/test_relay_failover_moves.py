@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from culvert.context import EventKind
 from culvert.pure import PureBatch
 from culvert.rejections import Reason
-from culvert.testing import Host, udp_packet
+from culvert.testing import Flight, Host, udp_packet
 from relay_batches import compiled
 from relay_fleet import ECHO_BYTES, INTERNET, SHARED, Fleet, settled_fleet
 
@@ -77,14 +77,14 @@ def test_one_lost_packet_is_no_gap(moved: Fleet) -> None:
     moved.talk(15.0)
     echoes = [flight for flight in moved.sent_to(moved.servers[0]) if len(flight.data) == ECHO_BYTES]
     assert len(echoes) > 3
-    lost = []
+    lost: list[Flight] = []
     weather = moved.world.weather
 
-    def one_is_lost(flight):  # type: ignore[no-untyped-def]
+    def one_is_lost(flight: Flight) -> list[Flight]:
         if not lost and len(flight.data) == ECHO_BYTES and flight.target == moved.servers[0].endpoint:
             lost.append(flight)
             return []
-        return weather(flight)
+        return list(weather(flight))
 
     moved.world.weather = one_is_lost
     moved.talk(25.0)
