@@ -96,7 +96,13 @@ def asked(bridge: Bridge) -> list[Packet]:
 
 
 def reboot(lab: DnsLab, host: str) -> None:
+    """Restart, and wait until the host has applied its documents.
+
+    A container has its network before it has a first process, and so answers us sooner than a host can.
+    """
     subprocess.run(["docker", "restart", lab.fleet.container(host)], check=True, capture_output=True)
+    applied = "systemctl is-active culvert-network.service || true"
+    eventually(lambda: lab.fleet.shell(host, applied).strip() == "active", f"{host} does not start")
 
 
 def test_without_a_tunnel_they_ask_outside(lab: DnsLab, before: dict[str, str], bridge: Bridge) -> None:

@@ -46,11 +46,13 @@ def test_traffic_goes_through_the_other_server_and_a_run_changes_nothing(
     deployed: Fleet, lose: Callable[[Fleet, str], None], back: Callable[[Fleet, str], None]
 ) -> None:
     lose(deployed, "server1")
-    await_server(deployed, "server2")
-    run = deployed.deploy()
-    assert run.unreachable() == {"server1"}
-    assert run.changed() == run.failed() == set(), run.output
-    back(deployed, "server1")
+    try:
+        await_server(deployed, "server2")
+        run = deployed.deploy()
+        assert run.unreachable() == {"server1"}
+        assert run.changed() == run.failed() == set(), run.output
+    finally:
+        back(deployed, "server1")
     await_server(deployed, "server1")
     assert deployed.deploy().check().changed() == set()
 

@@ -36,6 +36,7 @@ CLIENT = {"ipv4": "10.86.0.2", "ipv6": "fd86::2"}
 TUNNEL = {"ipv4": "10.86.0.1/24", "ipv6": "fd86::1/64"}
 NETWORK = {"ipv4": "10.86.0.0/24", "ipv6": "fd86::/64"}
 _PREFIX = {"ipv4": 24, "ipv6": 64}
+_PING = ("ping", "-n", "-c3", "-i0.2", "-W1")
 _COUNTERS = re.compile(r"\[\d+:\d+\]|packets \d+ bytes \d+")
 _NFT_COUNTERS = re.compile(r'"(packets|bytes)": \d+')
 
@@ -248,11 +249,13 @@ class FirewallHost(Host):
         self._wire = self.start(sys.executable, "-c", _WIRE, DEVICE, namespace, *commands, ready="attached")
 
     def forwards(self) -> dict[str, bool]:
-        """Whether the client reaches what is outside, by address family."""
+        """Whether the client reaches what is outside, by address family. What a firewall refuses it refuses
+        each time; a machine that has other things to do is late with the first packet.
+        """
         if self._wire is None:
             self.wire()
         return {
-            family: self._elsewhere("client", "ping", "-n", "-c1", "-W1", OUTSIDE[family]).returncode == 0
+            family: self._elsewhere("client", *_PING, OUTSIDE[family]).returncode == 0
             for family in self.families
         }
 
