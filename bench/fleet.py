@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a rollout costs: site.yml on simulated fleets of 10 to 100 hosts, first and without a change.
 
-    make bench-fleet        or, as root,        python -m bench.fleet --sizes 10 50
+    make bench-fleet        or, as root,        python -m bench.fleet --sizes 100 --add
 
 Needs root (network namespaces), and a quiet machine for numbers worth keeping; takes about twenty minutes on
 two cores, of which the hundred hosts take half. The hosts are those of tests/fleet: real SSH, modules and
@@ -22,8 +22,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from bench.fleet_plot import svg
@@ -37,6 +39,7 @@ from tests.netns.usage import resident_bytes
 
 SIZES = (10, 25, 50, 100)
 HOSTS_PER_SERVER = 10
+_NEIGHBOURS = 100
 _TASK = re.compile(r"^(\S.*?) -{2,} +([\d.]+)s$", re.M)
 _MEGABYTE = 1e6
 
@@ -141,6 +144,31 @@ def measure_size(size: int) -> Row:
     return Row(servers, size - servers, load, first, again, memory["server"], memory["client"])
 
 
+@contextmanager
+def room_for_neighbours(hosts: int) -> Iterator[None]:
+    """Linux has one table of neighbours for all namespaces, and by default 1024 entries in it: hosts that are
+    machines of their own need none of the others'. Taken back at the end.
+    """
+    limits = [Path(f"/proc/sys/net/ipv{version}/neigh/default/gc_thresh3") for version in (4, 6)]
+    before = [limit.read_text() for limit in limits]
+    try:
+        for limit, value in zip(limits, before, strict=True):
+            limit.write_text(str(max(int(value), hosts * _NEIGHBOURS)))
+        yield
+    finally:
+        for limit, value in zip(limits, before, strict=True):
+            limit.write_text(value)
+
+
+def earlier(report: Path, sizes: Collection[int]) -> list[Row]:
+    """What an earlier report has of other sizes than these."""
+    if not report.exists():
+        return []
+    costs = ("first", "again")
+    read = [{**row, **{name: Cost(**row[name]) for name in costs}} for row in json.loads(report.read_text())]
+    return [row for row in (Row(**values) for values in read) if row.hosts not in sizes]
+
+
 def check_traffic(fleet: Fleet) -> None:
     """Raises LabError when a client does not reach the internet host through a server."""
     lost = [name for name in fleet.names("client") if not fleet.reaches_internet(name)]
@@ -210,6 +238,9 @@ def parse() -> argparse.Namespace:
         "--output", type=Path, default=REPOSITORY / ".cache" / "bench", help="folder of the report"
     )
     parser.add_argument(
+        "--add", action="store_true", help="keep what the last report has of other sizes of fleets"
+    )
+    parser.add_argument(
         "--publish", action="store_true", help="write the plot to docs/fleet-scale.svg as well"
     )
     return parser.parse_args()
@@ -221,10 +252,11 @@ def main() -> int:
         say("the fleets are made of namespaces: run this as root")
         return 2
     remove_stale()
-    rows: list[Row] = []
     options.output.mkdir(parents=True, exist_ok=True)
+    rows = earlier(options.output / "fleet.json", options.sizes) if options.add else []
     for size in options.sizes:
-        rows.append(measure_size(size))
+        with room_for_neighbours(size):
+            rows = sorted([*rows, measure_size(size)], key=attrgetter("hosts"))
         # A large size that fails must not lose the others.
         loads = ", ".join(f"{row.load:.1f}" for row in rows)
         note = f"{describe(['openssh-server'])}. Load average before each size: {loads}."
