@@ -61,7 +61,7 @@ class Network:
             (made.outside, [f"{outer(1)}/24", f"{outer6(1)}/64"]),
             (made.internet, [f"{INTERNET}/24", "2001:db8:3::80/64"]),
         ):
-            # Without one of its own, a bridge has the address of one of its ports, and another when that goes.
+            # Without one of its own, a bridge has that of one of its ports, and another when that goes.
             own = f"02:00:00:00:ff:{len(bridge.label):02x}"
             bridge.ip("link", "add", "br0", "address", own, "type", "bridge")
             bridge.ip("link", "set", "br0", "up")
