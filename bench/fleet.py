@@ -39,6 +39,7 @@ from tests.netns.usage import resident_bytes
 
 SIZES = (10, 25, 50, 100)
 HOSTS_PER_SERVER = 10
+# Entries a host, more than enough: of a hundred hosts, a server needs a hundred and a client eleven.
 _NEIGHBOURS = 100
 _TASK = re.compile(r"^(\S.*?) -{2,} +([\d.]+)s$", re.M)
 _MEGABYTE = 1e6
@@ -238,7 +239,9 @@ def parse() -> argparse.Namespace:
         "--output", type=Path, default=REPOSITORY / ".cache" / "bench", help="folder of the report"
     )
     parser.add_argument(
-        "--add", action="store_true", help="keep what the last report has of other sizes of fleets"
+        "--add",
+        action="store_true",
+        help="keep what the last report has of other sizes of fleets, whatever commit measured them",
     )
     parser.add_argument(
         "--publish", action="store_true", help="write the plot to docs/fleet-scale.svg as well"
