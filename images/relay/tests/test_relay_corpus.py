@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import random
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
 import relay_fuzz_batch
-from culvert import config, ip
+from culvert import agree, config, ip
 from culvert.about import read_about
 from culvert.batch import Buffer, Received
 from culvert.capture_filter import EVERYTHING, parse_filter
@@ -29,8 +31,10 @@ from culvert.cookie import MacStamper
 from culvert.device import Device
 from culvert.echo import Echo
 from culvert.endpoint import Endpoint
-from culvert.errors import ConfigError
+from culvert.errors import ConfigError, CulvertError
 from culvert.frame import PLAIN
+from culvert.handover_state import read_state, restore_state, write_state
+from culvert.keys import Identity
 from culvert.messages import INITIATION_BYTES, RESPONSE_BYTES
 from culvert.relay import Relay
 from culvert.reload import difference
@@ -38,6 +42,7 @@ from culvert.responder import MAX_BODY_BYTES, BadRequest, parse_request, udp_rep
 from culvert.testing import Host, World
 from culvert.transport.memory import MemoryNetwork
 from culvert.tun import MemoryTun
+from culvert.usage import UsageBook
 
 CORPUS = Path(__file__).parent / "corpus"
 THIEF = Endpoint("203.0.113.66", 666)
@@ -70,11 +75,13 @@ def joined() -> tuple[World, Host, Host]:
 
 def datagrams(data: bytes) -> None:
     """A stranger's datagrams to an engine with a session: raw, or a real message of that session with a part
-    written over, with its own first MAC or one that fits. All real ones have been delivered, so whatever is
-    made of them, none may have an effect.
+    written over, with its own first MAC or one that fits one of the two identities. All real ones have been
+    delivered, so whatever is made of them, none may have an effect.
     """
     world, one, two = joined()
     real = [flight.data for flight in world.seen if flight.target == two.endpoint]
+    second = Identity(bytes(range(32)))
+    two.device.set_identities(two.device.identity, second)
     received = []
     for piece in pieces(data):
         choice = piece[0] if piece else 0
@@ -86,7 +93,8 @@ def datagrams(data: bytes) -> None:
         message[place : place + len(part)] = part
         if choice >= 192 and len(message) in (INITIATION_BYTES, RESPONSE_BYTES):
             # Whoever knows the public key can make the first MAC right.
-            message = bytearray(MacStamper(two.public_key).stamp(bytes(message[: -2 * MAC_BYTES]), world.now))
+            public = second.public if choice >= 224 else two.public_key
+            message = bytearray(MacStamper(public).stamp(bytes(message[: -2 * MAC_BYTES]), world.now))
         received.append(bytes(message))
     two.device.receive_datagrams([Received(message, THIEF, 3) for message in received], world.now)
     assert world.collect() == [], "a stranger was answered"
@@ -169,6 +177,8 @@ def configuration(data: bytes) -> None:
     if isinstance(wanted, ConfigError):
         assert "\n" not in str(wanted)
         return
+    # An input must not write to files of this machine either, nor to its syslog.
+    wanted = replace(wanted, usage_file=None, events=False, events_syslog=None)
     running = relay()
     try:
         running.load(wanted)
@@ -258,6 +268,49 @@ def responder_requests(data: bytes) -> None:
         assert udp_reply(reply) is None, "two responders would answer each other for ever"
 
 
+def agreements(data: bytes) -> None:
+    """Whatever is taken is written in one way, and its id is of what it says."""
+    with contextlib.suppress(CulvertError):
+        for made in agree.parse_request(data).derive:
+            again = json.dumps({"v": 1, "derive": [made.as_dict()]}).encode()
+            assert agree.parse_request(again).derive == (made,)
+
+
+def usage_file(data: bytes) -> None:
+    """What the file of used quotas holds: what makes sense is taken, written, and read again as it is."""
+    book, again = UsageBook(), UsageBook()
+    book.read(data.decode("utf-8", "replace"))
+    again.read(book.format())
+    assert again.format() == book.format()
+    kept = len(book)
+    book.forget_before(int.from_bytes(data[:6]))
+    assert len(book) <= kept
+
+
+def handover(data: bytes) -> None:
+    """A state that another process says it has: refused, or a relay that works and can be handed on."""
+    running = relay()
+    now = World().now
+    try:
+        restore_state(running, read_state(data, now), now)
+    except ValueError:
+        running.close()
+        return
+    assert running.get() == running.get()
+    assert read_about(running.about() + "errno=0\n\n")["batch"]
+    state = write_state(running, "fuzz", now)
+    again = relay()
+    restore_state(again, read_state(state, now), now)
+    # Of a prefix that two have, one keeps it; so what was read may be less than what was written.
+    assert write_state(again, "fuzz", now) == state
+    moment = running.get_timer()
+    if moment is not None:
+        running.device.handle_timer(max(moment, now))
+        running.pump()
+    for one in (running, again):
+        one.close()
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "datagrams": datagrams,
     "from_peer": from_peer,
@@ -266,8 +319,11 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "requests": requests,
     "capture_filter": capture_filter,
     "echo_replies": echo_replies,
+    "usage_file": usage_file,
     "responder_requests": responder_requests,
     "seal": lambda data: relay_fuzz_batch.seal(pieces(data)),
+    "agreements": agreements,
+    "handover": handover,
     "open": lambda data: relay_fuzz_batch.open_(pieces(data)),
 }
 

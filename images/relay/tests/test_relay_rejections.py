@@ -288,7 +288,8 @@ def test_each_reason_has_its_share_when_all_are_flooded() -> None:
     counts = dict.fromkeys(Reason, 0)
     for entry in table.latest():
         counts[entry.reason] += 1
-    assert set(counts.values()) == {MAX_REJECTIONS // len(Reason)}, counts
+    share = MAX_REJECTIONS // len(Reason)
+    assert set(counts.values()) <= {share, share + 1}, counts
 
 
 # --- As text ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ Readers must pass over keys, reasons, and fields at the end of a line that they 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -16,10 +16,20 @@ from typing import Any
 from .allowedips import Network
 from .device import Device
 from .keys import encode_base64
+from .limiter import LimitState
 from .offloads import format_offloads
 from .rejections import Rejection
 
-__all__ = ["CaptureState", "GroupState", "MemberState", "format_about", "group_state", "read_about"]
+__all__ = [
+    "CaptureState",
+    "GroupState",
+    "MemberState",
+    "bond_lines",
+    "format_about",
+    "format_process",
+    "group_state",
+    "read_about",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +81,13 @@ def format_about(
     captures: Iterable[CaptureState],
     now: float,
     group: GroupState | None = None,
+    limits: Iterable[LimitState] = (),
+    bonds: Sequence[str] = (),
 ) -> str:
     """How a process moves packets (what seals them, the kernel's offloads in effect), what it refused, the
-    captures that run, and which of several servers it uses.
+    captures that run, which of several servers it uses, and how peers are limited.
+
+    :param bonds: lines of :func:`bond_lines`.
     """
     lines = [f"batch={batch}", f"offloads={format_offloads(offloads)}"]
     lines += [f"rejection={_rejection(entry, now)}" for entry in rejections]
@@ -83,6 +97,21 @@ def format_about(
     ]
     if group is not None:
         lines += _group_lines(group)
+    for state in limits:
+        lines += _limit_lines(state)
+    lines += bonds
+    return "".join(line + "\n" for line in lines)
+
+
+def format_process(version: str, instance: str, hands_over: int) -> str:
+    """Which process it is: its version, what it was called when it was started, and the format (0: none now)
+    in which it offers to hand over to a successor.
+    """
+    lines = [f"version={version}"]
+    if instance:
+        lines.append(f"instance={instance}")
+    if hands_over:
+        lines.append(f"take_over={hands_over}")
     return "".join(line + "\n" for line in lines)
 
 
@@ -99,6 +128,40 @@ def _group_lines(group: GroupState) -> list[str]:
         lines.append(f"failover_priority={member.priority}")
         lines.append(f"failover_state={member.state}")
     return lines
+
+
+def bond_lines(device: Device) -> list[str]:
+    """Which peers belong to another identity than the primary one, and who succeeds whom."""
+    if device.alternate is None and not device.succession:
+        return []
+    lines = []
+    if device.alternate is not None:
+        lines.append(f"alternate_public_key={device.alternate.public.hex()}")
+    lines += [
+        f"local_key={peer.public_key.hex()} alternate"
+        for peer in device.peers()
+        if peer.kin is not None and peer.kin.alternate
+    ]
+    lines += [
+        f"succession={successor.public_key.hex()} {predecessor.public_key.hex()} {state}"
+        for successor, predecessor, state in device.succession.states()
+    ]
+    return lines
+
+
+def _limit_lines(state: LimitState) -> list[str]:
+    limits = state.limits
+    return [
+        f"limited_peer={state.public_key.hex()}",
+        f"expires_at={limits.expires_at_s}",
+        f"rate_limit_bps={limits.rate_bps}",
+        f"quota_bytes={limits.quota_bytes}",
+        f"quota_period={limits.quota_period.value}",
+        f"quota_used_bytes={state.used_bytes}",
+        f"quota_resets_at={state.resets_at_s}",
+        f"barred={state.barred.value if state.barred is not None else 'no'}",
+        f"dropped_packets={state.dropped_packets}",
+    ]
 
 
 def _rejection(entry: Rejection, now: float) -> str:
@@ -124,7 +187,9 @@ def read_about(text: str) -> dict[str, Any]:
         key, _, value = line.partition("=")
         values.setdefault(key, []).append(value)
     if values.get("errno") != ["0"] or not {"batch", "offloads"} <= values.keys():
-        return {"batch": None, "offloads": None, "rejections": [], "captures": [], "failover": None}
+        nothing: dict[str, Any] = dict.fromkeys(("batch", "offloads", "failover", "version", "instance"))
+        nothing["alternate_public_key"] = None
+        return {**nothing, "rejections": [], "captures": [], "limits": {}, "bonds": None}
     # Names that we do not know may be a later relay's.
     offloads = [name for name in values["offloads"][0].split(", ") if name != "none"]
     return {
@@ -133,6 +198,10 @@ def read_about(text: str) -> dict[str, Any]:
         "rejections": [_read_rejection(value) for value in values.get("rejection", [])],
         "captures": [_read_capture(value) for value in values.get("capture", [])],
         "failover": _read_group(values),
+        "version": values.get("version", [None])[0],
+        "instance": values.get("instance", [None])[0],
+        "limits": _read_limits(values),
+        **_read_bonds(values),
     }
 
 
@@ -152,6 +221,54 @@ def _read_group(values: dict[str, list[str]]) -> dict[str, Any] | None:
             for key, priority, state in rows
         ],
     }
+
+
+def _read_bonds(values: dict[str, list[str]]) -> dict[str, Any]:
+    """``bonds`` has what there is to say of a peer, by public key in base64."""
+    alternate = values.get("alternate_public_key")
+    bonds: dict[str, dict[str, Any]] = {}
+    for line in values.get("local_key", []):
+        key, place = line.split(" ")[:2]
+        bonds.setdefault(_base64(key), {})["local_key"] = place
+    for line in values.get("succession", []):
+        key, predecessor, state = line.split(" ")[:3]
+        bonds.setdefault(_base64(key), {}).update(succeeds=_base64(predecessor), succession=state)
+    return {"alternate_public_key": _base64(alternate[0]) if alternate else None, "bonds": bonds}
+
+
+def _base64(hexadecimal: str) -> str:
+    return encode_base64(bytes.fromhex(hexadecimal))
+
+
+def _read_limits(values: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """By public key in base64. What a peer is not limited to is None."""
+    rows = zip(*(values.get(column, []) for column in ("limited_peer", *_LIMIT_COLUMNS)), strict=True)
+    found = {}
+    for key, *row in rows:
+        limits = {name: read(text) for (name, read), text in zip(_LIMIT_COLUMNS.items(), row, strict=True)}
+        if limits["quota_bytes"] is None:
+            limits["quota_period"] = limits["quota_used_bytes"] = None
+        else:
+            limits["quota_used_bytes"] = limits["quota_used_bytes"] or 0
+        limits["dropped_packets"] = limits["dropped_packets"] or 0
+        found[encode_base64(bytes.fromhex(key))] = limits
+    return found
+
+
+def _number_or_none(text: str) -> int | None:
+    return int(text) or None
+
+
+_LIMIT_COLUMNS: dict[str, Callable[[str], Any]] = {
+    "expires_at": _number_or_none,
+    "rate_limit_bps": _number_or_none,
+    "quota_bytes": _number_or_none,
+    "quota_period": str,
+    "quota_used_bytes": _number_or_none,
+    "quota_resets_at": _number_or_none,
+    "barred": lambda text: None if text == "no" else text,
+    "dropped_packets": _number_or_none,
+}
 
 
 def _read_rejection(value: str) -> dict[str, Any]:

@@ -104,6 +104,11 @@ class AllowedIPs(Generic[T]):
         for network in self._of.pop(owner, {}):
             self._family(network).remove(int(network.network_address), network.prefixlen)
 
+    def move(self, owner: T, heir: T) -> None:
+        """Give every prefix of ``owner`` to ``heir``."""
+        for network in self.of(owner):
+            self.insert(network, heir)
+
     def of(self, owner: T) -> Iterator[Network]:
         """The prefixes of ``owner``, in the order they came."""
         return iter(tuple(self._of.get(owner, ())))

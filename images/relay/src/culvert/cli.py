@@ -20,8 +20,10 @@ from .choose import BATCHES
 from .config import load_config, parse_prefix
 from .control import DEFAULT_DIRECTORY
 from .errors import ConfigError, CulvertError
+from .handover import NotTaken
 from .keys import Identity, decode_base64, encode_base64, generate_preshared, generate_private
 from .offloads import parse_offloads
+from .privileges import harden
 from .responder import DEFAULT_PORT
 from .run import RunOptions, run
 from .show import devices, query, render
@@ -30,13 +32,18 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0, 1 for what went wrong, 2 for what was asked wrongly (usage, configuration file)."""
+    """Run the command; 0, 1 for what went wrong, 2 for what was asked wrongly (usage, configuration file), 3
+    for a handover that failed, so that the relay before goes on.
+    """
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options))
     except ConfigError as error:
         print(f"culvert: {error}", file=sys.stderr)
         return 2
+    except NotTaken as error:
+        print(f"culvert: {error}", file=sys.stderr)
+        return 3
     except CulvertError as error:
         print(f"culvert: {error}", file=sys.stderr)
         return 1
@@ -70,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_offloads,
         help="kernel offloads not to use: tso,uso,gso,gro or none (default: the file's DisableOffloads)",
     )
+    command.add_argument(
+        "--take-over",
+        action="store_true",
+        help="if a relay serves the device now, take its sockets and sessions over; if it cannot hand them "
+        "over, wait for its end and shake hands with its peers at once",
+    )
     _add_directory(command)
     command.set_defaults(command=_run)
 
@@ -93,6 +106,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_capture(commands.add_parser("capture", help="write what crosses the device as pcap, while it runs"))
 
     _add_respond(commands.add_parser("respond", help="answer those who test a tunnel, from inside it"))
+
+    command = commands.add_parser(
+        "agree", help="agree on pre-shared keys (JSON on standard input and output)"
+    )
+    command.description = "Nothing that comes in or goes out is secret; keys go into a folder."
+    command.add_argument(
+        "--identity", metavar="FILE", action="append", required=True, help="a private key of this host"
+    )
+    command.add_argument("--secrets", metavar="DIR", required=True, help="where pre-shared keys are kept")
+    command.set_defaults(command=_agree)
 
     command = commands.add_parser("health", help="exit 0 when the device's process answers")
     command.add_argument("name", metavar="NAME")
@@ -199,6 +222,7 @@ def _run(options: argparse.Namespace) -> int:
             socket_directory=options.socket_directory,
             batch=options.batch,
             disable_offloads=options.disable_offloads,
+            take_over=options.take_over,
         )
     )
 
@@ -266,6 +290,14 @@ def _respond(options: argparse.Namespace) -> int:
     if not options.port:
         raise CulvertError("respond: --port 0 is no port")
     return respond(RespondOptions(listen, options.port, allow, options.user))
+
+
+def _agree(options: argparse.Namespace) -> int:
+    from .agree import serve
+
+    harden()
+    print(json.dumps(serve(sys.stdin.buffer, options.identity, options.secrets)))
+    return 0
 
 
 def _health(options: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The configuration file: WireGuard's INI dialect, with options of our own: two for keys kept in files, two
-for how the relay moves packets, four for a failover group.
+"""The configuration file: WireGuard's INI dialect, with options of our own: for keys kept in files, for how
+the relay moves packets, for a failover group, for limits and events, and for identities that are replaced.
 
 Read as ``wg setconf`` reads it: ``#`` starts a comment, names are case-insensitive, spaces do not count.
 """
@@ -11,21 +11,35 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import ip_network
 from typing import Any
 
 from .allowedips import Network
 from .choose import parse_batch
+from .config_identities import BadPeer, settled
+from .config_values import (
+    parse_prefix,
+    read_endpoint,
+    read_fwmark,
+    read_keepalive,
+    read_mtu,
+    read_path,
+    read_port,
+    read_prefixes,
+    read_priority,
+    read_seconds,
+    read_switch,
+)
 from .constants import (
     FAILOVER_RETURN_RANGE_S,
     FAILOVER_RETURN_S,
     FAILOVER_TIMEOUT_RANGE_S,
     FAILOVER_TIMEOUT_S,
-    MAX_PRIORITY,
 )
-from .endpoint import Endpoint, parse_endpoint, split_host_port
+from .endpoint import Endpoint
 from .errors import ConfigError
-from .keys import ZERO_KEY, Identity, decode_base64
+from .identities import Place, parse_place
+from .keys import ZERO_KEY, decode_base64
+from .limits import NO_LIMITS, Limits, Period, parse_moment, parse_period, parse_quota, parse_rate
 from .offloads import parse_offloads
 
 __all__ = ["Config", "PeerConfig", "load_config", "parse_config", "parse_prefix"]
@@ -34,6 +48,7 @@ __all__ = ["Config", "PeerConfig", "load_config", "parse_config", "parse_prefix"
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_KEY_FILE_BYTES = 4096
 _MAX_NAME_CHARS = 24
+_MAX_COMMENT_CHARS = 64
 
 # Options of wg-quick: what they do is done by somebody else here.
 _WG_QUICK = {
@@ -61,6 +76,13 @@ class PeerConfig:
     keepalive_interval_s: int = 0
     failover: int | None = None
     "Priority in the failover group, the lowest alive is used; 0: never sent to; None: no member."
+    limits: Limits = NO_LIMITS
+    place: Place = Place.PRIMARY
+    "Which of our identities it belongs to."
+    succeeds: bytes | None = None
+    "The public key of the peer that it takes over from."
+    name: str = ""
+    "The first comment of the section, if it comes before any option; for people."
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +90,7 @@ class Config:
     """A whole file, checked."""
 
     private_key: bytes | None = field(default=None, repr=False)
+    alternate_private_key: bytes | None = field(default=None, repr=False)
     listen_port: int | None = None
     fwmark: int = 0
     mtu_bytes: int | None = None
@@ -79,6 +102,12 @@ class Config:
     "What belongs to the failover group, and so to whichever of its members is active."
     failover_timeout_s: float = FAILOVER_TIMEOUT_S
     failover_return_s: float = FAILOVER_RETURN_S
+    usage_file: str | None = None
+    "Where the usage of quotas is kept (:mod:`culvert.usage`)."
+    events: bool = False
+    "Whether events are written to standard output (:mod:`culvert.events`)."
+    events_syslog: str | None = None
+    "Path of the datagram socket that they are sent to."
     peers: tuple[PeerConfig, ...] = ()
 
 
@@ -107,111 +136,38 @@ def parse_config(text: str, path: str) -> Config:
     return _Parser(path).parse(text)
 
 
-def _integer(text: str, low: int, high: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and low <= int(text) <= high):
-        raise ValueError(f"{text!r} is not a number from {low} to {high}")
-    return int(text)
-
-
-def _port(text: str) -> int:
-    return _integer(text, 0, 65535)
-
-
-def _mtu(text: str) -> int:
-    return _integer(text, 576, 65535)
-
-
-def _keepalive(text: str) -> int:
-    return 0 if text.lower() == "off" else _integer(text, 0, 65535)
-
-
-def _priority(text: str) -> int:
-    return _integer(text, 0, MAX_PRIORITY)
-
-
-def _seconds(limits: tuple[float, float]) -> Callable[[str], float]:
-    low, high = limits
-
-    def read(text: str) -> float:
-        whole, dot, decimals = text.partition(".")
-        digits = whole + decimals
-        plain = digits.isascii() and digits.isdigit() and len(whole) <= 10 and len(decimals) <= 3
-        if not (plain and whole and bool(dot) == bool(decimals) and low <= float(text) <= high):
-            raise ValueError(f"{text!r} is not a number of seconds from {low:g} to {high:g}")
-        return float(text)
-
-    return read
-
-
-def _fwmark(text: str) -> int:
-    if text.lower() == "off":
-        return 0
-    if text.lower().startswith("0x"):
-        digits = text[2:]
-        if not digits or len(digits) > 8 or digits.lower().strip("0123456789abcdef"):
-            raise ValueError(f"{text!r} is not a 32-bit number")
-        return int(digits, 16)
-    return _integer(text, 0, 2**32 - 1)
-
-
-def parse_prefix(text: str) -> Network:
-    """A prefix; host bits are cleared, as ``wg`` does, and a bare address is a prefix of its full length.
-
-    :raises ValueError: neither.
-    """
-    try:
-        if "%" in text:
-            raise ValueError
-        address, slash, length = text.partition("/")
-        if slash and not (length.isascii() and length.isdigit() and len(length) <= 3):
-            # ipaddress would take a netmask here.
-            raise ValueError
-        return ip_network(f"{address}/{int(length)}" if slash else address, strict=False)
-    except ValueError:
-        raise ValueError(f"{text!r} is not an IPv4 or IPv6 address with a prefix length") from None
-
-
-def _prefixes(text: str) -> tuple[Network, ...]:
-    return tuple(parse_prefix(part.strip()) for part in text.split(",") if part.strip())
-
-
-def _endpoint(text: str) -> Endpoint | tuple[str, int]:
-    try:
-        host, port = split_host_port(text)
-    except ValueError as error:
-        raise ValueError(f"{text!r} {error}") from None
-    try:
-        return parse_endpoint(text)
-    except ValueError:
-        pass
-    if text.startswith("[") or not host.isascii() or len(host) > 253 or host.replace(".", "").isdigit():
-        raise ValueError(f"{text!r} has neither an address nor a host name")
-    if any(not (char.isalnum() or char in "-._") for char in host):
-        raise ValueError(f"{text!r} has neither an address nor a host name")
-    return host, port
-
-
 # A row for each option: how its value is read, and whether it may come more than once in a section.
 _INTERFACE: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "privatekey": ("PrivateKey", decode_base64),
     "privatekeyfile": ("PrivateKeyFile", None),
-    "listenport": ("ListenPort", _port),
-    "fwmark": ("FwMark", _fwmark),
-    "mtu": ("MTU", _mtu),
+    "alternateprivatekey": ("AlternatePrivateKey", decode_base64),
+    "alternateprivatekeyfile": ("AlternatePrivateKeyFile", None),
+    "listenport": ("ListenPort", read_port),
+    "fwmark": ("FwMark", read_fwmark),
+    "mtu": ("MTU", read_mtu),
     "batch": ("Batch", parse_batch),
     "disableoffloads": ("DisableOffloads", parse_offloads),
-    "failoverallowedips": ("FailoverAllowedIPs", _prefixes),
-    "failovertimeout": ("FailoverTimeout", _seconds(FAILOVER_TIMEOUT_RANGE_S)),
-    "failoverreturn": ("FailoverReturn", _seconds(FAILOVER_RETURN_RANGE_S)),
+    "failoverallowedips": ("FailoverAllowedIPs", read_prefixes),
+    "failovertimeout": ("FailoverTimeout", read_seconds(FAILOVER_TIMEOUT_RANGE_S)),
+    "failoverreturn": ("FailoverReturn", read_seconds(FAILOVER_RETURN_RANGE_S)),
+    "usagefile": ("UsageFile", read_path),
+    "events": ("Events", read_switch),
+    "eventssyslog": ("EventsSyslog", read_path),
 }
 _PEER: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "publickey": ("PublicKey", decode_base64),
     "presharedkey": ("PresharedKey", decode_base64),
     "presharedkeyfile": ("PresharedKeyFile", None),
-    "allowedips": ("AllowedIPs", _prefixes),
-    "endpoint": ("Endpoint", _endpoint),
-    "persistentkeepalive": ("PersistentKeepalive", _keepalive),
-    "failover": ("Failover", _priority),
+    "allowedips": ("AllowedIPs", read_prefixes),
+    "endpoint": ("Endpoint", read_endpoint),
+    "persistentkeepalive": ("PersistentKeepalive", read_keepalive),
+    "failover": ("Failover", read_priority),
+    "localkey": ("LocalKey", parse_place),
+    "succeeds": ("Succeeds", decode_base64),
+    "expiresat": ("ExpiresAt", parse_moment),
+    "ratelimit": ("RateLimit", parse_rate),
+    "transferquota": ("TransferQuota", parse_quota),
+    "quotaperiod": ("QuotaPeriod", parse_period),
 }
 _REPEATABLE = frozenset(("allowedips", "failoverallowedips"))
 # Lists, which may have no members.
@@ -221,13 +177,14 @@ _MAY_BE_EMPTY = frozenset(("allowedips", "disableoffloads", "failoverallowedips"
 class _Section:
     """Values of one section by option, with the line each came from."""
 
-    __slots__ = ("kind", "line", "lines", "values")
+    __slots__ = ("kind", "line", "lines", "name", "values")
 
     def __init__(self, kind: str, line: int) -> None:
         self.kind = kind
         self.line = line
         self.values: dict[str, Any] = {}
         self.lines: dict[str, int] = {}
+        self.name = ""
 
 
 class _Parser:
@@ -240,11 +197,13 @@ class _Parser:
 
     def parse(self, text: str) -> Config:
         for number, raw in enumerate(text.split("\n"), 1):
-            line = raw.partition("#")[0].strip()
+            line, _, comment = (part.strip() for part in raw.partition("#"))
             if line.startswith("["):
                 self._open_section(line, number)
             elif line:
                 self._option(line, number)
+            elif comment:
+                self._comment(comment)
         return self._config()
 
     def _open_section(self, line: str, number: int) -> None:
@@ -254,6 +213,14 @@ class _Parser:
         if kind == "[interface]" and any(section.kind == kind for section in self._sections):
             raise self._error(number, "there is a second [Interface] section")
         self._sections.append(_Section(kind, number))
+
+    def _comment(self, text: str) -> None:
+        """The first one of a section, before any option, is its name. An option that was commented out is
+        not: it may hold a key.
+        """
+        section = self._sections[-1] if self._sections else None
+        if section is not None and not (section.values or section.name or "=" in text):
+            section.name = "".join(char if char.isprintable() else " " for char in text[:_MAX_COMMENT_CHARS])
 
     def _option(self, line: str, number: int) -> None:
         # The line itself is never quoted: it may hold a key.
@@ -326,9 +293,14 @@ class _Parser:
                     raise self._error(section.lines["allowedips"], message)
             peers.append(peer)
         private_key = self._one_key(interface, "privatekey", "privatekeyfile")
-        if private_key is not None and Identity(private_key).public in seen:
-            line = seen[Identity(private_key).public]
-            raise self._error(line, "this [Peer] is the interface itself: its PublicKey is of our PrivateKey")
+        alternate_key = self._one_key(interface, "alternateprivatekey", "alternateprivatekeyfile")
+        sections = [section for section in self._sections if section is not interface]
+        timed = ["persistentkeepalive" in section.values for section in sections]
+        try:
+            peers, alternate_key = settled(peers, timed, private_key, alternate_key)
+        except BadPeer as error:
+            section = sections[error.number]
+            raise self._error(section.lines.get(error.option, section.line), str(error)) from None
         values = interface.values
         shared = tuple(dict.fromkeys(values.get("failoverallowedips", ())))
         for network in shared:
@@ -337,6 +309,7 @@ class _Parser:
                 raise self._error(interface.lines["failoverallowedips"], f"{message} {owners[network]}")
         return Config(
             private_key=private_key,
+            alternate_private_key=alternate_key,
             listen_port=values.get("listenport"),
             fwmark=values.get("fwmark", 0),
             mtu_bytes=values.get("mtu"),
@@ -345,6 +318,9 @@ class _Parser:
             failover_allowed_ips=shared,
             failover_timeout_s=values.get("failovertimeout", FAILOVER_TIMEOUT_S),
             failover_return_s=values.get("failoverreturn", FAILOVER_RETURN_S),
+            usage_file=values.get("usagefile"),
+            events=values.get("events", False),
+            events_syslog=values.get("eventssyslog"),
             peers=tuple(peers),
         )
 
@@ -369,4 +345,19 @@ class _Parser:
             allowed_ips=tuple(dict.fromkeys(values.get("allowedips", ()))),
             keepalive_interval_s=values.get("persistentkeepalive", 0),
             failover=values.get("failover"),
+            limits=self._limits(section),
+            place=values.get("localkey", Place.PRIMARY),
+            succeeds=values.get("succeeds"),
+            name=section.name,
+        )
+
+    def _limits(self, section: _Section) -> Limits:
+        values = section.values
+        if "quotaperiod" in values and "transferquota" not in values:
+            raise self._error(section.lines["quotaperiod"], "QuotaPeriod says nothing without TransferQuota")
+        return Limits(
+            values.get("expiresat", 0),
+            values.get("ratelimit", 0),
+            values.get("transferquota", 0),
+            values.get("quotaperiod", Period.MONTH),
         )

@@ -82,3 +82,10 @@ FAILOVER_RETURN_RANGE_S = (0.0, 3600.0)
 MAX_PRIORITY = 65535
 # A UDP payload cannot be longer than this; no message of ours is.
 MAX_DATAGRAM_BYTES = 65535
+
+# --- One process after another (culvert.handover) -----------------------------------------------------------
+
+# What the state of a relay looks like; goes up where an older version would misread a newer one.
+HANDOVER_FORMAT = 1
+# After a handover that failed, for so long none is offered.
+NO_HANDOVER_S = 60.0

@@ -61,6 +61,13 @@ class EventKind(Enum):
     ALL_SILENT = "silent, and nobody took over"
     RETURNED = "answers again and took over"
     MOVED = "took over because it was asked for"
+    SUCCEEDED = "has a session and took over from its predecessor"
+    TOOK_BACK = "took back what its silent successor had"
+    EXPIRED = "time is up"
+    QUOTA_EXCEEDED = "quota is used up"
+    READMITTED = "may come back"
+    REFUSED = "something was refused"
+    "Of no one peer: the table of rejections has news, which :meth:`Device.collect_rejections` fetches."
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,8 @@ class Context:
         batch: Batch | None = None,
     ) -> None:
         self.identity: Identity | None = None
+        self.alternate: Identity | None = None
+        "A second one, while keys are being replaced."
         self.wall_clock_ns = wall_clock_ns
         # Receiver indices must not be guessable: the system's generator, unless a test wants to know them.
         self.rng = rng or random.SystemRandom()
@@ -106,7 +115,10 @@ class Context:
         self.outgoing: list[OutgoingRun] = []
         self.incoming: list[Buffer] = []
         self.events: list[Event] = []
-        self.rejections = Rejections()
+        self.rejections = Rejections(self._something_refused)
+
+    def _something_refused(self) -> None:
+        self.events.append(Event(EventKind.REFUSED, b""))
 
     def new_index(self) -> int:
         """A random receiver index that names nothing yet (WireGuard paper section 5.4.2)."""

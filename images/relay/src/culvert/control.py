@@ -26,6 +26,7 @@ DEFAULT_DIRECTORY = "/run/wireguard"
 _MAX_REQUEST_BYTES = 32 * 2**20
 _READ_BYTES = 1 << 16
 _CAPTURE = b"capture=1"
+_TAKE_OVER = b"take_over=1"
 # What goes before each piece of a capture: its length. One of length 0 is the last; how it ended follows.
 _PIECE = struct.Struct(">I")
 _PEER_CREDENTIALS = struct.Struct("=iII")
@@ -144,6 +145,8 @@ class ControlClient:
         self.socket = sock
         self.on_change: Callable[[], None] = lambda: None
         "Called when the connection wants to write where it did not, without having been called."
+        self.take_over: list[str] | None = None
+        "What was said after ``take_over=1``; from then on the connection is culvert.handover's."
         self._capture: Capture | None = None
         self._target = target
         self._received = bytearray()
@@ -244,7 +247,7 @@ class ControlClient:
 
     def _answer_next(self) -> bool:
         """Answer one complete request; False when there is none. :raises _HangUp: it is nothing of ours."""
-        if self._capture is not None:
+        if self._capture is not None or self.take_over is not None:
             return False
         end = self._received.find(b"\n\n", max(0, self._scanned - 1))
         if end < 0:
@@ -253,6 +256,9 @@ class ControlClient:
         request = bytes(self._received[:end])
         del self._received[: end + 2]
         self._scanned = 0
+        if request.partition(b"\n")[0] == _TAKE_OVER:
+            self.take_over = request.decode("ascii", errors="replace").split("\n")[1:]
+            return False
         reply = (
             self._start_capture(request)
             if request.partition(b"\n")[0] == _CAPTURE

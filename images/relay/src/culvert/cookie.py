@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hmac
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from .constants import (
     COOKIE_LATENCY_S,
@@ -14,6 +16,7 @@ from .constants import (
     KEY_BYTES,
     MAC_BYTES,
 )
+from .document import number, octets
 from .errors import BadPacket
 from .messages import CookieReply
 from .noise import hash_, mac
@@ -70,6 +73,18 @@ class MacChecker:
             sender, nonce, seal(self._cookie_key, nonce, self._cookie(source, now), mac1)
         ).pack()
 
+    def export(self) -> dict[str, Any]:
+        """The secret of the cookies that are about, for another process."""
+        if self._secret_made_s == float("-inf"):
+            return {}
+        return {"secret": self._secret.hex(), "made_s": self._secret_made_s}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Cookies that another process gave go on being good. :raises ValueError: no secret, or no age."""
+        if values:
+            self._secret = octets(values.get("secret"), KEY_BYTES)
+            self._secret_made_s = number(values.get("made_s"))
+
 
 class MacStamper:
     """The sender's side: puts the MACs on messages *to* the owner of ``public``, and remembers its cookie."""
@@ -103,3 +118,20 @@ class MacStamper:
         self._cookie_since_s = now
         # One message, one cookie: a replayed reply must not renew an old cookie.
         self._last_mac1 = None
+
+    def export(self) -> dict[str, Any]:
+        """The cookie we have, and what one on its way would answer."""
+        values: dict[str, Any] = {}
+        if self._cookie is not None:
+            values |= {"cookie": self._cookie.hex(), "since_s": self._cookie_since_s}
+        if self._last_mac1 is not None:
+            values["last_mac1"] = self._last_mac1.hex()
+        return values
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """:raises ValueError: :meth:`export` did not write that."""
+        if "cookie" in values:
+            self._cookie = octets(values["cookie"], MAC_BYTES)
+            self._cookie_since_s = number(values.get("since_s"))
+        if "last_mac1" in values:
+            self._last_mac1 = octets(values["last_mac1"], MAC_BYTES)

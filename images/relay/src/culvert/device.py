@@ -34,16 +34,21 @@ from .endpoint import Endpoint
 from .failover import Failover
 from .frame import PLAIN, VNET_HEADER_BYTES
 from .handshake import HandshakePlane
+from .identities import Place, place_of, same_of
 from .ip import is_multicast
 from .ip import unreachable as icmp_unreachable
 from .keypair import Keypair
 from .keys import Identity
+from .limiter import Warden
 from .peer import Peer
 from .ratelimit import TokenBucket
 from .rejections import Reason, Rejection
+from .succession import Succession
+from .timers import Timer, Timers
 
 if TYPE_CHECKING:
     from .context import Carrier
+    from .limiter import Limiter
 
 __all__ = ["Device", "Received"]
 
@@ -69,6 +74,10 @@ class Device:
         self._peers: dict[bytes, Peer] = {}
         self.failover = Failover(self._context)
         "The failover group; without members until somebody joins."
+        self.warden = Warden(self._context)
+        "The limits of the peers that have any."
+        self.succession = Succession(self._context, self.failover)
+        "Peers that take over from others."
         self._handshakes = HandshakePlane(self._context, self._peers)
         self._icmp = TokenBucket(ICMP_RATE_PER_S, ICMP_BURST, 0.0)
         self._unreachable: dict[Endpoint, float] = {}
@@ -77,7 +86,13 @@ class Device:
 
     @property
     def identity(self) -> Identity | None:
+        """The primary one: who we are."""
         return self._context.identity
+
+    @property
+    def alternate(self) -> Identity | None:
+        """Who we are to the peers that belong to it, while keys are being replaced."""
+        return self._context.alternate
 
     @property
     def batch_name(self) -> str:
@@ -112,18 +127,41 @@ class Device:
 
     def set_private_key(self, private_key: bytes | None) -> None:
         """Become somebody else (32 bytes), or nobody (None). Every session ends; a peer with our own key
-        goes.
+        goes. The alternate identity's key makes that the primary one: the sessions of its peers go on, and
+        there is no alternate then.
         """
         identity = None if private_key is None else Identity(private_key)
-        current = self._context.identity
-        if identity is not None and current is not None and identity.public == current.public:
+        alternate = self.alternate
+        if identity is not None and alternate is not None and identity.public == alternate.public:
+            alternate = None
+        self.set_identities(identity, alternate)
+
+    def set_identities(self, primary: Identity | None, alternate: Identity | None) -> None:
+        """Who we are from now on, in one step. A peer stays with its identity where that is one of the two;
+        else it has that in its identity's place, or the primary one, and its sessions end. Peers that have
+        our own keys go.
+
+        :raises ValueError: the two are one.
+        """
+        if primary is not None and alternate is not None and primary.public == alternate.public:
+            raise ValueError("the alternate identity is the primary one")
+        context = self._context
+        ours = [identity for identity in (context.identity, context.alternate) if identity is not None]
+        # Peers and handshakes know an identity by its object.
+        primary, alternate = same_of(primary, ours), same_of(alternate, ours)
+        if (primary, alternate) == (context.identity, context.alternate):
             return
-        self._context.identity = identity
-        if identity is not None:
-            self.remove_peer(identity.public)
+        before = {peer: peer.identity for peer in self._peers.values()}
+        context.identity, context.alternate = primary, alternate
+        for identity in (primary, alternate):
+            if identity is not None:
+                self.remove_peer(identity.public)
         for peer in self._peers.values():
-            peer.identity_changed()
-        self._handshakes.identity_changed()
+            label = place_of(before[peer], peer.kin is not None and peer.kin.alternate, primary, alternate)
+            self.succession.label(peer, alternate=label is Place.ALTERNATE)
+            if peer.identity is not before[peer]:
+                peer.identity_changed()
+        self._handshakes.identities_changed()
 
     def peers(self) -> Iterator[Peer]:
         """The peers, in the order they were added."""
@@ -139,19 +177,27 @@ class Device:
         """
         peer = self._peers.get(public_key)
         if peer is None:
-            if self.identity is not None and self.identity.public == public_key:
+            if self.is_own(public_key):
                 raise ValueError("a device cannot be its own peer")
             if len(self._peers) >= MAX_PEERS:
                 raise ValueError(f"a device has at most {MAX_PEERS} peers")
             peer = self._peers[public_key] = Peer(self._context, public_key)
         return peer
 
+    def is_own(self, public_key: bytes) -> bool:
+        """Whether it is one of our own identities'."""
+        return any(one is not None and one.public == public_key for one in (self.identity, self.alternate))
+
     def remove_peer(self, public_key: bytes) -> None:
-        """Forget a peer, with its keys and its allowed IPs. Nothing happens when there is none."""
+        """Forget a peer, with its keys and its allowed IPs (which its successor gets, if it has one). Nothing
+        happens when there is none.
+        """
         peer = self._peers.pop(public_key, None)
         if peer is not None:
+            self.succession.leave(peer)
             self._context.allowed_ips.remove_owner(peer)
             self.failover.leave(peer)
+            self.warden.forget(peer)
             peer.close()
 
     def allow(self, carrier: Carrier, network: Network) -> None:
@@ -176,8 +222,13 @@ class Device:
         return self._context.allowed_ips.of(carrier)
 
     def reached_through(self, peer: Peer) -> Iterator[Network]:
-        """The prefixes whose packets go to a peer now: its own, and the group's if it is active there."""
-        yield from self.allowed_ips(peer)
+        """The prefixes whose packets go to a peer now: its own, its predecessor's if it carries those, and
+        the group's if it is active there.
+        """
+        predecessor = self.succession.predecessor(peer)
+        for owner in (peer, predecessor):
+            if owner is not None and owner.active is peer:
+                yield from self.allowed_ips(owner)
         if self.failover.active is peer:
             yield from self.allowed_ips(self.failover)
 
@@ -185,7 +236,7 @@ class Device:
         """Forget every key."""
         for public_key in tuple(self._peers):
             self.remove_peer(public_key)
-        self.set_private_key(None)
+        self.set_identities(None, None)
 
     # --- From the inside: frames to seal --------------------------------------------------------------------
 
@@ -202,8 +253,29 @@ class Device:
             peer = None if carrier is None else carrier.active
             if peer is None or peer.endpoint is None or (unreachable and peer.endpoint in unreachable):
                 self._refuse(run, destination, peer, now)
-            else:
+            elif peer.limiter is None:
                 peer.send(run, ecn, segments, now)
+            else:
+                self._send_limited(peer, peer.limiter, run, destination, ecn, now)
+
+    def _send_limited(
+        self,
+        peer: Peer,
+        limiter: Limiter,
+        run: Sequence[Buffer],
+        destination: bytes,
+        ecn: int,
+        now: float,
+    ) -> None:
+        """A run for a peer with limits: as much of it as they let through."""
+        if limiter.barred is not None:
+            self._refuse_barred(limiter.barred, run, destination, peer, now)
+            return
+        frames = limiter.outgoing(run, now)
+        if frames:
+            segments = sum(flow.segments for flow in self._context.batch.flows(frames))
+            peer.send(frames, ecn, segments, now)
+            limiter.spent()
 
     def _refuse(self, frames: Sequence[Buffer], destination: bytes, peer: Peer | None, now: float) -> None:
         """Nobody to send it to: the local sender is told (as Linux's WireGuard does), at a bounded rate."""
@@ -216,6 +288,18 @@ class Device:
             note(Reason.NO_ALLOWED_IP, destination, now, address=destination, count=count)
         if peer is not None:
             peer.expect_answer(now)
+        self._tell_senders(frames, now)
+
+    def _refuse_barred(
+        self, reason: Reason, frames: Sequence[Buffer], destination: bytes, peer: Peer, now: float
+    ) -> None:
+        key, count = peer.public_key, len(frames)
+        note = self._context.rejections.note
+        note(reason, key, now, public_key=key, address=destination, count=count)
+        peer.expect_answer(now)
+        self._tell_senders(frames, now)
+
+    def _tell_senders(self, frames: Sequence[Buffer], now: float) -> None:
         for frame in frames:
             error = icmp_unreachable(memoryview(frame)[VNET_HEADER_BYTES:])
             if error is not None and self._icmp.allow(now):
@@ -275,22 +359,29 @@ class Device:
             if source is None or not fresh:
                 return 0
             data = True
-            # Section 2, cryptokey routing: the source address must route back to the peer it came from, or
-            # to the failover group that it is a member of.
+            # Section 2, cryptokey routing: the source address must route back to the peer it came from, to
+            # the failover group that it is a member of, or to its predecessor or successor.
             if not source:
                 return 0
             owner = lookup(source)
             if owner is peer or (owner is not None and owner is peer.watch):
                 return fresh
+            kin = peer.kin
+            if kin is not None and owner is not None and owner in (kin.predecessor, kin.successor):
+                return fresh
             self._refuse_source(peer, endpoint, source, fresh.bit_count(), now)
             return 0
 
-        frames = context.batch.open(keypair.receive_key, pieces, congested, context.coalesce, accept)
+        limiter = peer.limiter
+        judge = accept if limiter is None else limiter.admitting(accept, now)
+        frames = context.batch.open(keypair.receive_key, pieces, congested, context.coalesce, judge)
         if fresh_bytes:
             if peer.echo is not None:
                 frames = peer.echo.without_reply(frames)
             context.incoming += frames
             peer.received(keypair, endpoint, fresh_bytes, data, now)
+            if limiter is not None:
+                limiter.spent()
 
     def _refuse_source(self, peer: Peer, endpoint: Endpoint, source: bytes, count: int, now: float) -> None:
         key = peer.public_key
@@ -299,6 +390,15 @@ class Device:
         )
 
     # --- Timers and output ----------------------------------------------------------------------------------
+
+    @property
+    def wall_clock_ns(self) -> Callable[[], int]:
+        """What was given as such."""
+        return self._context.wall_clock_ns
+
+    def alarm(self, handler: Callable[[Timer, float], None]) -> Timers:
+        """Timers of the shell's own, which :meth:`handle_timer` handles with the engine's."""
+        return Timers(self._context.timers, handler)
 
     def get_timer(self) -> float | None:
         """When :meth:`handle_timer` wants to be called, on the clock of ``now``; None for never."""
@@ -328,6 +428,10 @@ class Device:
                 if entry.reason is Reason.SEND_ERROR and entry.endpoint in owners:
                     entry.public_key = owners[entry.endpoint]
         return found
+
+    def collect_rejections(self) -> list[Rejection]:
+        """What was refused since the last call, see :meth:`culvert.rejections.Rejections.collect`."""
+        return self._context.rejections.collect()
 
     def events(self) -> list[Event]:
         """What happened since the last call."""

@@ -47,6 +47,18 @@ _KEPT = 32
 _KEPT_TIMEOUTS = 4
 
 
+def _places(peer: Peer) -> tuple[Peer, ...]:
+    """A peer and its kin; the last of them has the place in the group, if they have one."""
+    kin = peer.kin
+    if kin is None:
+        return (peer,)
+    first = kin.predecessor or peer
+    second = first.kin.successor if first.kin is not None else None
+    if second is None:
+        return (first,)
+    return (first, second) if first.active is second else (second, first)
+
+
 class Failover:
     """The one failover group of a device. It has no effect before it has members."""
 
@@ -89,25 +101,54 @@ class Failover:
         self._parts = min(1.0, value / _PARTS_OF_S)
 
     def join(self, peer: Peer, priority: int) -> None:
-        """Make ``peer`` a member, or give it another priority; :meth:`reconfigured` is to be called then."""
-        member = self._members.get(peer)
+        """Make ``peer`` a member, or give it another priority; :meth:`reconfigured` is to be called then.
+
+        A predecessor and its successor have one place in the group: that of whoever carries.
+        """
+        *others, place = _places(peer)
+        member = self._members.get(place)
         if member is None:
-            self._members[peer] = Member(self._context, peer, priority)
-            peer.watch = self
+            self._members[place] = Member(self._context, place, priority)
+            for one in (*others, place):
+                one.watch = self
         else:
             member.priority = priority
 
     def leave(self, peer: Peer) -> None:
         """Nothing happens when it is no member. If it was the active one, the best of the others is."""
-        if self._members.pop(peer, None) is None:
+        *others, place = _places(peer)
+        if self._members.pop(place, None) is None:
             return
-        peer.watch = peer.echo = None
-        if self.active is peer:
+        for one in (*others, place):
+            one.watch = one.echo = None
+        if self.active is place:
             best = self._best()
             self._activate(None if best is None else best.peer)
 
+    def replace(self, before: Peer, after: Peer, now: float | None) -> None:
+        """Give a member's place to another peer, which is the same server. Nothing happens where it has none.
+
+        :param now: None where nothing may be sent.
+        """
+        member = self._members.get(before)
+        if member is None:
+            return
+        member.peer = after
+        before.echo, after.watch = None, self
+        self._members = {one.peer: one for one in self._members.values()}
+        active, priorities = self._before
+        priorities = {after if peer is before else peer: rank for peer, rank in priorities.items()}
+        self._before = (after if active is before else active, priorities)
+        if self.active is before and now is not None:
+            self._move_to(after, now)
+        elif self.active is before:
+            self._activate(after)
+
     def priority(self, peer: Peer) -> int | None:
-        member = self._members.get(peer)
+        """That of a peer, None where it is no member. A successor's is said of its predecessor."""
+        if peer.kin is not None and peer.kin.predecessor is not None:
+            return None
+        member = self._members.get(_places(peer)[-1])
         return None if member is None else member.priority
 
     def states(self, now: float) -> Iterator[tuple[Peer, int, str]]:
@@ -137,6 +178,13 @@ class Failover:
                 if not 0 < priorities.get(member.peer, 0) < old:
                     member.hurry(now)
         self._before = (self.active, {peer: member.priority for peer, member in self._members.items()})
+        if active is not None:
+            self._schedule(now)
+
+    def resume(self, active: Peer | None, now: float) -> None:
+        """Go on where another process was, with the same members: nothing moves."""
+        self._activate(active)
+        self._before = (active, {peer: member.priority for peer, member in self._members.items()})
         if active is not None:
             self._schedule(now)
 
@@ -172,7 +220,10 @@ class Failover:
 
     def on_session(self, peer: Peer, now: float) -> None:
         """A handshake was completed."""
-        member = self._members[peer]
+        member = self._members.get(peer)
+        if member is None:
+            # Its successor, or its predecessor, has the place.
+            return
         rank = 0 if self.active is None else self._members[self.active].priority
         if member.priority and (self._asked or member.priority <= rank):
             member.greet(now)

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The control plane: initiations, responses and cookie replies as they arrive.
 
-Order of the checks (WireGuard paper section 5.3): length and type, mac1, then under load mac2 and the rate
-of the proven source, and only then a Diffie-Hellman computation. Whatever fails is dropped without a word,
-but for the cookie reply to a message with a good mac1.
+Order of the checks (WireGuard paper section 5.3): length and type, mac1 (for each of our identities),
+then under load mac2 and the rate of the proven source, and only then a Diffie-Hellman computation. Whatever
+fails is dropped without a word, but for the cookie reply to a message with a good mac1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .context import Context
 from .cookie import MacChecker
 from .endpoint import Endpoint
 from .errors import BadPacket
+from .keys import Identity
 from .messages import (
     COOKIE_REPLY_BYTES,
     INITIATION_BYTES,
@@ -40,13 +41,19 @@ class HandshakePlane:
     def __init__(self, context: Context, peers: dict[bytes, Peer]) -> None:
         self._context = context
         self._peers = peers
-        self._checker: MacChecker | None = None
+        self.checkers: dict[bytes, MacChecker] = {}
+        "By the public key of the identity that messages are for."
         self._load = LoadMeter()
         self._sources = SourceLimiter(SOURCE_RATE_PER_S, SOURCE_BURST, MAX_SOURCES)
 
-    def identity_changed(self) -> None:
-        identity = self._context.identity
-        self._checker = None if identity is None else MacChecker(identity.public)
+    def _identities(self) -> list[Identity]:
+        both = (self._context.identity, self._context.alternate)
+        return [identity for identity in both if identity is not None]
+
+    def identities_changed(self) -> None:
+        """Cookies that an identity gave stay good for as long as it is one of ours."""
+        ours = [identity.public for identity in self._identities()]
+        self.checkers = {public: self.checkers.get(public) or MacChecker(public) for public in ours}
 
     def receive(self, data: bytes, endpoint: Endpoint, now: float) -> None:
         """One datagram from ``endpoint``."""
@@ -64,12 +71,14 @@ class HandshakePlane:
 
     def _handshake(self, kind: int, data: bytes, endpoint: Endpoint, now: float) -> None:
         message = Initiation.unpack(data) if kind == TYPE_INITIATION else Response.unpack(data)
-        checker = self._checker
-        if checker is None:
+        # All of them, so that the time it takes does not tell which it was for.
+        meant = [one for one in self._identities() if self.checkers[one.public].check_mac1(data)]
+        if not meant:
+            if self.checkers:
+                self._context.rejections.note(Reason.MAC1, endpoint.source, now, endpoint=endpoint)
             raise BadPacket
-        if not checker.check_mac1(data):
-            self._context.rejections.note(Reason.MAC1, endpoint.source, now, endpoint=endpoint)
-            raise BadPacket
+        identity = meant[0]
+        checker = self.checkers[identity.public]
         if self._load.message(now):
             if not checker.check_mac2(data, endpoint.packed, now):
                 reply = checker.reply(data, message.sender, endpoint.packed, now)
@@ -78,17 +87,15 @@ class HandshakePlane:
             if not self._sources.allow(endpoint.source, now):
                 raise BadPacket
         if isinstance(message, Initiation):
-            self._initiation(message, endpoint, len(data), now)
+            self._initiation(identity, message, endpoint, now)
         else:
-            self._response(message, endpoint, len(data), now)
+            self._response(identity, message, endpoint, now)
 
-    def _initiation(self, message: Initiation, endpoint: Endpoint, size_bytes: int, now: float) -> None:
-        identity = self._context.identity
-        if identity is None:
-            raise BadPacket
+    def _initiation(self, identity: Identity, message: Initiation, endpoint: Endpoint, now: float) -> None:
+        """An initiation for ``identity``: of a peer that belongs to another one it is a stranger's."""
         handshake = ResponderHandshake(identity, message.ephemeral, message.static, message.timestamp)
         peer = self._peers.get(handshake.remote_static)
-        if peer is None or peer.static_static is None:
+        if peer is None or peer.static_static is None or peer.identity is not identity:
             self._refuse(Reason.UNKNOWN_PEER, handshake.remote_static, endpoint, now)
             raise BadPacket
         timestamp = handshake.read_timestamp(peer.static_static)
@@ -96,14 +103,18 @@ class HandshakePlane:
             # The same one again is a network's doing, and says nothing about the peer's clock.
             self._refuse(Reason.STALE_TIMESTAMP, peer.public_key, endpoint, now)
         peer.accept_initiation(timestamp, now)
-        peer.respond(handshake, message.sender, endpoint, size_bytes, now)
+        reason = None if peer.limiter is None else peer.limiter.refuses(now)
+        if reason is not None:
+            self._refuse(reason, peer.public_key, endpoint, now)
+            raise BadPacket
+        peer.respond(handshake, message.sender, endpoint, INITIATION_BYTES, now)
 
-    def _response(self, message: Response, endpoint: Endpoint, size_bytes: int, now: float) -> None:
+    def _response(self, identity: Identity, message: Response, endpoint: Endpoint, now: float) -> None:
         peer = self._context.handshakes.get(message.receiver)
-        if peer is None:
+        if peer is None or peer.identity is not identity:
             raise BadPacket
         try:
-            peer.consume_response(message, endpoint, size_bytes, now)
+            peer.consume_response(message, endpoint, RESPONSE_BYTES, now)
         except BadPacket:
             self._refuse(Reason.BAD_RESPONSE, peer.public_key, endpoint, now)
             raise

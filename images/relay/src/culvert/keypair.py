@@ -4,15 +4,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .batch import Batch
 from .constants import (
+    KEY_BYTES,
     REJECT_AFTER_MESSAGES,
     REJECT_AFTER_TIME_S,
     REKEY_AFTER_MESSAGES,
     REKEY_AFTER_TIME_S,
 )
+from .document import flag, integer, mapping, number, octets
 from .noise import TransportKeys
 from .replay import ReplayWindow
 
@@ -22,11 +25,14 @@ __all__ = ["Keypair", "Keypairs"]
 class Keypair:
     """One session: a key for each direction, the counters, and who started it when.
 
-    ``send_counter`` is the next counter to use. ``owner`` is the engine's peer.
+    ``send_counter`` is the next counter to use. ``owner`` is the engine's peer. The keys are kept as bytes as
+    well, for a batch does not give them back and :meth:`export` has to; they are overwritten with the end of
+    the session.
     """
 
     __slots__ = (
         "_batch",
+        "_raw",
         "alive",
         "created_s",
         "initiator",
@@ -54,6 +60,7 @@ class Keypair:
         self.owner = owner
         self.send_key: Any = batch.key(keys.send)
         self.receive_key: Any = batch.key(keys.receive)
+        self._raw = bytearray(keys.send + keys.receive)
         self.initiator = initiator
         self.local_index = local_index
         self.remote_index = remote_index
@@ -99,6 +106,38 @@ class Keypair:
             self._batch.forget(self.send_key)
             self._batch.forget(self.receive_key)
             self.send_key = self.receive_key = None
+            self._raw[:] = bytes(len(self._raw))
+
+    def export(self) -> dict[str, Any]:
+        """All of it, secrets included, for a process that takes over. Nothing may be sealed with this keypair
+        here after that, unless it is certain that nothing is sealed with it there: a counter is a nonce.
+        """
+        return {
+            "keys": self._raw.hex(),
+            "initiator": self.initiator,
+            "local_index": self.local_index,
+            "remote_index": self.remote_index,
+            "created_s": self.created_s,
+            "send_counter": self.send_counter,
+            "window": self.window.export(),
+        }
+
+    @classmethod
+    def restored(cls, batch: Batch, values: Mapping[str, Any], owner: Any) -> Keypair:
+        """What :meth:`export` wrote, with another batch maybe. :raises ValueError: it did not write that."""
+        keys = octets(values.get("keys"), 2 * KEY_BYTES)
+        keypair = cls(
+            batch,
+            TransportKeys(keys[:KEY_BYTES], keys[KEY_BYTES:]),
+            owner=owner,
+            initiator=flag(values.get("initiator")),
+            local_index=integer(values.get("local_index"), 0, 2**32 - 1),
+            remote_index=integer(values.get("remote_index"), 0, 2**32 - 1),
+            now=number(values.get("created_s")),
+        )
+        keypair.send_counter = integer(values.get("send_counter"), 0, REJECT_AFTER_MESSAGES)
+        keypair.window.restore(mapping(values.get("window")))
+        return keypair
 
 
 class Keypairs:
@@ -174,3 +213,19 @@ class Keypairs:
         gone = self._destroyed(self.current, self.previous, self.next)
         self.current = self.previous = self.next = None
         return gone
+
+    def export(self) -> dict[str, Any]:
+        """Those that there are, by their place, see :meth:`Keypair.export`."""
+        places = (("current", self.current), ("previous", self.previous), ("next", self.next))
+        return {place: pair.export() for place, pair in places if pair is not None}
+
+    def restore(self, batch: Batch, values: Mapping[str, Any], owner: Any) -> list[Keypair]:
+        """What :meth:`export` wrote; those that there are. :raises ValueError: it did not write that."""
+        found = {
+            place: Keypair.restored(batch, mapping(values[place]), owner)
+            for place in ("current", "previous", "next")
+            if place in values
+        }
+        self.current, self.previous = found.get("current"), found.get("previous")
+        self.next = found.get("next")
+        return list(found.values())

@@ -12,7 +12,9 @@ import socket
 from collections.abc import Callable
 from types import FrameType
 
+from .constants import NO_HANDOVER_S
 from .control import ControlClient
+from .handover import Outcome, give, wants
 from .linkwatch import LinkWatch
 from .relay import Relay
 from .resolve import Resolver
@@ -49,6 +51,8 @@ class Loop:
         self._clients: dict[int, ControlClient] = {}
         self._signals: list[int] = []
         self._stopping = False
+        self.handed_over = False
+        "Whether another process serves in our place: then all that is left to do is to end."
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._relay: Relay | None = None
         self._watch: LinkWatch | None = None
@@ -94,6 +98,11 @@ class Loop:
         self._signals.append(number)
         self.wake()
 
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether a signal that ends us has come, be it that nothing has come of it so far."""
+        return self._stopping or any(number != signal.SIGHUP for number in self._signals)
+
     # --- While it runs --------------------------------------------------------------------------------------
 
     def wake(self) -> None:
@@ -114,6 +123,9 @@ class Loop:
             while not self._stopping:
                 for key, events in self._selector.select(self._timeout_s(relay)):
                     key.data(key.fd, events)
+                    if self.handed_over:
+                        # What else is ready now is our successor's, and so are the sessions.
+                        return
                 moment = relay.get_timer()
                 if moment is not None and moment <= self._clock():
                     relay.handle_timer()
@@ -177,6 +189,27 @@ class Loop:
             return
         readable = events & selectors.EVENT_READ
         self._after_client(client, client.on_readable() if readable else client.on_writable())
+        if client.take_over is not None:
+            self._hand_over(client, client.take_over)
+
+    def _hand_over(self, client: ControlClient, request: list[str]) -> None:
+        """Somebody wants to serve in our place. Nothing else happens meanwhile."""
+        relay, control = self._relay, self._control
+        if relay is None or control is None or client.socket.fileno() not in self._clients:
+            return
+        now = self._clock()
+        outcome = Outcome.KEPT
+        if wants(request) and now >= relay.no_handover_before_s:
+            outcome = give(client.socket, relay, control, now)
+            relay.no_handover_before_s = self._clock() + NO_HANDOVER_S
+        if outcome is Outcome.GIVEN:
+            self.handed_over = True
+            # Should anything be called after this in spite of it all, there is nothing that it could use.
+            relay.leave()
+            return
+        self._close_client(client)
+        if outcome is Outcome.RECLAIMED:
+            relay.start_anew()
 
     def _after_client(self, client: ControlClient, alive: bool) -> None:
         if not alive:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from .constants import REJECT_AFTER_TIME_S
 from .context import Context
 from .echo import Echo
@@ -106,8 +108,12 @@ class Member:
         return True
 
     def _addresses(self) -> tuple[bytes, bytes] | None:
-        """Ours and its own: the first prefix of its own that is one host, in a family that both have."""
-        for network in self._context.allowed_ips.of(self.peer):
+        """Ours and its own: the first prefix of its own that is one host, in a family that both have. A
+        successor has those of its predecessor.
+        """
+        kin, networks = self.peer.kin, self._context.allowed_ips.of
+        before = None if kin is None else kin.predecessor
+        for network in chain(networks(self.peer), () if before is None else networks(before)):
             if network.prefixlen == network.max_prefixlen:
                 target = network.network_address.packed
                 for source in self._context.addresses:

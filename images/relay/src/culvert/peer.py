@@ -12,13 +12,13 @@ Rules that hold in this file:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from .batch import Buffer, Chunk
+from .bound import Bound, Pending
 from .constants import (
     INITIATIONS_PER_SECOND,
     KEEPALIVE_TIMEOUT_S,
@@ -28,12 +28,11 @@ from .constants import (
     REKEY_TIMEOUT_S,
 )
 from .context import Context, Event, EventKind
-from .cookie import MacStamper
 from .endpoint import Endpoint
 from .errors import BadPacket
 from .frame import PLAIN, VNET_HEADER_BYTES
 from .keypair import Keypair, Keypairs
-from .keys import ZERO_KEY, diffie_hellman, short_name
+from .keys import ZERO_KEY
 from .messages import CookieReply, Initiation, Response
 from .noise import InitiatorHandshake, ResponderHandshake, TransportKeys
 from .staging import Staging
@@ -43,6 +42,7 @@ from .timers import Timer, Timers
 if TYPE_CHECKING:
     from .echo import Echo
     from .failover import Failover
+    from .limiter import Limiter
 
 __all__ = ["Peer"]
 
@@ -55,18 +55,11 @@ _MAX_ATTEMPTS = int(REKEY_ATTEMPT_TIME_S / REKEY_TIMEOUT_S)
 _NEVER = float("inf")
 
 
-class _Pending(NamedTuple):
-    """An initiation under way."""
-
-    handshake: InitiatorHandshake
-    local_index: int
-
-
-class Peer:
+class Peer(Bound):
     """State of one peer of a device. As an owner of prefixes it carries to itself: ``active``."""
 
     def __init__(self, context: Context, public_key: bytes) -> None:
-        self._context = context
+        super().__init__(context, public_key)
         self.active: Peer | None = self
         self.watch: Failover | None = None
         "The failover group that it is a member of: it is told what happens, and shares its prefixes with us."
@@ -74,12 +67,13 @@ class Peer:
         "An echo request of our own that is under way."
         self.kept: Staging | None = None
         "What is sent, as long as the group doubts that it arrives."
+        self.limiter: Limiter | None = None
+        self.barred = False
+        "Its time or its quota is up: no session, and no way to one (the limiter says why)."
         self.awaiting_s = _NEVER
         "Since when the peer owes us something authentic, be it data or an answer; infinity if it does not."
         self.initiated_s = float("-inf")
         "When the last initiation went out."
-        self.public_key = public_key
-        self.preshared_key = ZERO_KEY
         self.endpoint: Endpoint | None = None
         self.keepalive_interval_s = 0
         self.stats = PeerStats()
@@ -88,10 +82,7 @@ class Peer:
         self._attempts = 0
         self.last_heard_s = float("-inf")
         self.alive = True
-        self._stamper = MacStamper(public_key)
-        self.static_static: bytes | None = None
-        "DH of our static key and the peer's; None without an identity, or when the key is of low order."
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
         self._staged = Staging()
         self._timers = Timers(context.timers, self._on_timer)
         self._another_keepalive = False
@@ -99,10 +90,6 @@ class Peer:
         self._sent_handshake_s = float("-inf")
         self._answered_initiation_s = float("-inf")
         self.latest_timestamp = bytes(12)
-        self.identity_changed()
-
-    def __repr__(self) -> str:
-        return f"Peer({short_name(self.public_key)})"
 
     @property
     def staged(self) -> int:
@@ -116,21 +103,22 @@ class Peer:
     # --- Life -----------------------------------------------------------------------------------------------
 
     def identity_changed(self) -> None:
-        """The device has another private key: sessions made with the old one end here."""
+        """It belongs to another identity of ours: sessions made with the one before end here."""
         self.forget_keys()
         # The new identity may introduce itself at once.
         self._sent_handshake_s = float("-inf")
-        identity = self._context.identity
-        self.static_static = None
-        if identity is not None:
-            # BadPacket: a low-order key. Nobody can ever prove to hold it, so no handshake is possible.
-            with suppress(BadPacket):
-                self.static_static = diffie_hellman(identity.private, self.public_key)
+        self.agree()
 
     def forget_keys(self) -> None:
         """Drop every key that belongs to a session or a handshake."""
         self._drop_pending()
         self._context.forget(self.keypairs.clear())
+
+    def bar(self) -> None:
+        """Its sessions end, and there is none before :attr:`barred` is taken back."""
+        self.barred = True
+        self.forget_keys()
+        self.unstage()
 
     def close(self) -> None:
         """The peer is removed: its keys, timers and waiting packets go with it."""
@@ -209,7 +197,7 @@ class Peer:
         """An empty packet, or what waits (section 6.5)."""
         if self._staged:
             self.flush(now)
-        else:
+        elif not self.barred:
             self.send([PLAIN], 0, 1, now)
 
     # --- Handshake ------------------------------------------------------------------------------------------
@@ -221,8 +209,8 @@ class Peer:
             self.expect_answer(now)
             self._attempts = 0
         context = self._context
-        identity = context.identity
-        if identity is None or self.static_static is None or self.endpoint is None:
+        identity = self.identity
+        if identity is None or self.static_static is None or self.endpoint is None or self.barred:
             return
         if now - self._sent_handshake_s < REKEY_TIMEOUT_S - _ROUNDING_S:
             if not self._timers.pending(Timer.RETRANSMIT):
@@ -237,13 +225,19 @@ class Peer:
         handshake = InitiatorHandshake(identity, self.public_key, self.static_static, timestamp)
         index = context.new_index()
         context.handshakes[index] = self
-        self._pending = _Pending(handshake, index)
+        self._pending = Pending(handshake, index)
         self._send_handshake(Initiation(index, *handshake.message).pack(), now)
         self._timers.set(Timer.RETRANSMIT, now + REKEY_TIMEOUT_S + self._jitter())
 
     def may_initiate(self, now: float) -> bool:
         """Whether :meth:`initiate` would send something now, if only it knows where to."""
         return self.endpoint is not None and now - self._sent_handshake_s >= REKEY_TIMEOUT_S - _ROUNDING_S
+
+    def knock(self, now: float) -> None:
+        """Send one initiation that is not sent again, unless one is under way already."""
+        if not self._timers.pending(Timer.RETRANSMIT):
+            self.initiate(now)
+            self._timers.cancel(Timer.RETRANSMIT)
 
     def _jitter(self) -> float:
         return self._context.jitter.uniform(0, REKEY_JITTER_S)
@@ -323,6 +317,8 @@ class Peer:
         self._last_minute = False
         self.stats.last_handshake_ns = self._context.wall_clock_ns()
         self._emit(EventKind.HANDSHAKE_COMPLETED)
+        if self.kin is not None:
+            self.kin.succession.on_session(self, now)
         if self.watch is not None:
             self.watch.on_session(self, now)
 

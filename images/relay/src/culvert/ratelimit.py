@@ -24,13 +24,21 @@ class TokenBucket:
 
     def allow(self, now: float) -> bool:
         """Whether one more event fits at ``now`` (seconds); it is counted if it does."""
+        return self.take(1, now)
+
+    def take(self, amount: float, now: float) -> bool:
+        """Whether so many events fit at ``now``, all or none."""
         elapsed = max(0.0, now - self._updated_s)
         self._updated_s = max(now, self._updated_s)
         self._tokens = min(self._burst, self._tokens + elapsed * self._rate_per_s)
-        if self._tokens < 1:
+        if self._tokens < amount:
             return False
-        self._tokens -= 1
+        self._tokens -= amount
         return True
+
+    def holds(self, amount: float) -> bool:
+        """Whether so many events fitted when it was last asked."""
+        return self._tokens >= amount
 
 
 class SourceLimiter:

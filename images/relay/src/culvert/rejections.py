@@ -16,6 +16,7 @@ The network hears nothing of it (WireGuard paper section 5.3, silence). Anybody 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -43,6 +44,10 @@ class Reason(Enum):
     "The answer to our initiation is not authentic: the pre-shared keys differ."
     SOURCE = "source"
     "A packet out of the tunnel whose source is not one of the peer's allowed IPs."
+    EXPIRED = "expired"
+    "An authentic initiation of a peer whose time is up, or a packet of the host for it."
+    QUOTA = "quota"
+    "The same for a peer that has used up its quota."
     NO_ALLOWED_IP = "no_allowed_ip"
     "A packet of the host for an address that no peer has."
     NO_ENDPOINT = "no_endpoint"
@@ -64,14 +69,19 @@ class Rejection:
     count: int
     last_s: float
     "The ``now`` of the last time."
+    told: int = 0
+    "So much of ``count`` has been told as an event."
 
 
 class Rejections:
     """The table of one device. Time is an argument, as everywhere in the engine."""
 
-    __slots__ = ("_buckets", "_by_reason", "_size")
+    __slots__ = ("_buckets", "_by_reason", "_on_news", "_size", "_told")
 
-    def __init__(self) -> None:
+    def __init__(self, on_news: Callable[[], None] = lambda: None) -> None:
+        """:param on_news: called when something is noted, for the first time and after :meth:`collect`."""
+        self._on_news = on_news
+        self._told = False
         self._by_reason: dict[Reason, OrderedDict[bytes, Rejection]] = {
             reason: OrderedDict() for reason in Reason
         }
@@ -97,6 +107,9 @@ class Rejections:
 
         :param key: what makes two refusals for one reason the same thing.
         """
+        if not self._told:
+            self._told = True
+            self._on_news()
         table = self._by_reason[reason]
         known = table.get(key)
         if known is not None:
@@ -117,6 +130,11 @@ class Rejections:
         del table[next((key for key, entry in table.items() if entry.count == 1), next(iter(table)))]
         self._size -= 1
         return True
+
+    def collect(self) -> list[Rejection]:
+        """Those of which something is new since ``told`` was set last. News are announced again from now."""
+        self._told = False
+        return [entry for entry in self.latest() if entry.count > entry.told]
 
     def latest(self) -> list[Rejection]:
         """All of them, the latest first."""

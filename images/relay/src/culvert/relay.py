@@ -10,18 +10,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from .about import format_about, group_state
+from . import __version__
+from .about import bond_lines, format_about, format_process, group_state
 from .capture import Capture, CaptureRequest, Captures
 from .config import Config
-from .constants import REJECT_AFTER_TIME_S, RESOLVE_AFTER_ATTEMPTS, SILENT_AFTER_ATTEMPTS
+from .constants import HANDOVER_FORMAT, REJECT_AFTER_TIME_S, RESOLVE_AFTER_ATTEMPTS, SILENT_AFTER_ATTEMPTS
 from .context import Event, EventKind
 from .device import Device
 from .endpoint import Endpoint
 from .errors import CulvertError, RequestError
 from .keys import short_name
-from .ratelimit import TokenBucket
+from .records import Records
 from .reload import difference
 from .resolve import Resolution, Resolver
 from .transport import Transport, TransportFactory
@@ -36,15 +37,6 @@ __all__ = ["Relay"]
 _FRAMES = 128
 _DATAGRAMS = 64
 _RESOLVE_RETRY_S = 10.0
-_LOG_EVERY_ATTEMPTS = 12
-# Log lines that a peer can cause at will, by handshakes and by moving about: as many at once, and a second.
-_LOG_BURST = 500
-_LOG_RATE_PER_S = 5.0
-
-_FAILOVER = frozenset(
-    (EventKind.FAILED_OVER, EventKind.ALL_SILENT, EventKind.RETURNED, EventKind.MOVED),
-)
-_AT_WILL = _FAILOVER | {EventKind.HANDSHAKE_COMPLETED, EventKind.ENDPOINT_CHANGED}
 
 _log = logging.getLogger("culvert")
 
@@ -69,12 +61,16 @@ class Relay:
         self.transport: Transport | None = None
         self.fwmark = 0
         self.resolver: Resolver | None = None
+        self.instance = ""
+        "What whoever started the process calls it."
+        self.no_handover_before_s = float("-inf")
+        "A handover that failed is not tried again at once: its successor waits for our end instead."
+        self.records = Records(device, tun.name, clock)
         self._open_transport = open_transport
         self._clock = clock
         self._on_transport = on_transport
         self._fixed_port = 0
         self._off: frozenset[str] = frozenset()
-        self._log_budget = TokenBucket(_LOG_RATE_PER_S, _LOG_BURST, clock())
         self._names: dict[bytes, tuple[str, int]] = {}
         self._configured_endpoints: dict[bytes, object] = {}
         self._resolve_at: dict[bytes, float] = {}
@@ -100,7 +96,13 @@ class Relay:
         captures = [capture.state(now) for capture in self._captures.active]
         group = group_state(self.device, now)
         rejections = self.device.rejections()
-        return format_about(self.device.batch_name, self.offloads, rejections, captures, now, group)
+        limits = self.device.warden.states()
+        bonds = bond_lines(self.device)
+        text = format_about(
+            self.device.batch_name, self.offloads, rejections, captures, now, group, limits, bonds
+        )
+        hands_over = HANDOVER_FORMAT if now >= self.no_handover_before_s else 0
+        return text + format_process(__version__, self.instance, hands_over)
 
     def capture(self, request: CaptureRequest, on_change: Callable[[], None], who: str) -> Capture:
         """Begin a capture of inner packets, see :meth:`culvert.capture.Captures.start`.
@@ -146,7 +148,9 @@ class Relay:
             self._apply_socket(update)
         except OSError as error:
             raise RequestError(error.errno or errno.EIO, f"UDP socket: {error.strerror}") from None
+        before = self.records.before(update)
         apply_peers(self.device, update, now)
+        self.records.after(before)
         self._note_names(update, now)
         self.pump()
 
@@ -190,6 +194,7 @@ class Relay:
 
         :raises CulvertError: the UDP socket cannot be had; nothing was changed then.
         """
+        self.records.prepare(config)
         update = difference(self.device, self._fixed_port, config, self._configured_endpoints)
         try:
             self.apply(update)
@@ -199,6 +204,7 @@ class Relay:
         self._configured_endpoints = {
             peer.public_key: peer.endpoint or peer.endpoint_name for peer in config.peers
         }
+        self.records.follow(config)
 
     def ensure_transport(self) -> None:
         """Open the transport if nothing has so far. :raises CulvertError: it cannot be opened."""
@@ -280,24 +286,9 @@ class Relay:
     # --- What happens ---------------------------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
-        peer = short_name(event.public_key)
-        if event.kind in _AT_WILL and not self._log_budget.allow(self._clock()):
-            return
-        if event.kind is EventKind.HANDSHAKE_COMPLETED:
-            _log.info("handshake completed with peer %s at %s", peer, event.endpoint)
-        elif event.kind is EventKind.HANDSHAKE_RETRIED:
-            # The first one, and then about one a minute: many dead peers must not fill a disk.
-            if event.attempts % _LOG_EVERY_ATTEMPTS == 1:
-                _log.info("handshake with peer %s not answered (%d), trying again", peer, event.attempts)
+        self.records.note(event, self._clock())
+        if event.kind is EventKind.HANDSHAKE_RETRIED:
             self._on_silence(event)
-        elif event.kind is EventKind.HANDSHAKE_GAVE_UP:
-            _log.warning("handshake with peer %s given up until there is traffic for it", peer)
-        elif event.kind is EventKind.ENDPOINT_CHANGED:
-            _log.info("peer %s is at %s now", peer, event.endpoint)
-        elif event.kind in _FAILOVER:
-            _log_failover(event, peer)
-        else:
-            _log.info("session keys of peer %s forgotten", peer)
 
     def _on_silence(self, event: Event) -> None:
         """A peer does not answer: its address may have changed, or a NAT on the way forgot us."""
@@ -350,26 +341,56 @@ class Relay:
                 peer.send_keepalive(now)
         peer.flush(now)
 
+    # --- One relay after another ----------------------------------------------------------------------------
+
+    def adopt(self, transport: Transport) -> None:
+        """Use a transport that another process had."""
+        self.transport = transport
+        self._on_transport(None, transport)
+
+    def greet(self, endpoints: Mapping[bytes, Endpoint]) -> None:
+        """Shake hands with peers that another relay heard of lately, where it did: they cannot know that
+        their sessions are gone, and would notice late.
+        """
+        now = self._clock()
+        for public_key, endpoint in endpoints.items():
+            peer = self.device.peer(public_key)
+            if peer is not None:
+                peer.endpoint = endpoint
+                peer.initiate(now)
+        self.pump()
+
+    def start_anew(self) -> None:
+        """Forget all sessions, for another process may have used them, and shake hands with those who are
+        there.
+        """
+        now = self._clock()
+        for peer in self.device.peers():
+            is_there = now - peer.last_heard_s < REJECT_AFTER_TIME_S
+            peer.identity_changed()
+            if is_there:
+                peer.initiate(now)
+        self.pump()
+
+    def before_handover(self) -> None:
+        """Another process may be about to go on."""
+        self.records.save()
+
+    def leave(self) -> None:
+        """Forget the keys, and leave the descriptors to another process."""
+        self.device.close()
+        if self.transport is not None:
+            self.transport.close()
+        self.tun.leave()
+
     def close(self) -> None:
         """Forget the keys, close the descriptors."""
+        self.records.save()
+        self.records.close()
         self.device.close()
         if self.transport is not None:
             self.transport.close()
         self.tun.close()
-
-
-def _log_failover(event: Event, peer: str) -> None:
-    other = short_name(event.other)
-    if event.kind is EventKind.FAILED_OVER:
-        _log.warning("peer %s is silent (for %.1f s): sending through peer %s", peer, event.silent_s, other)
-    elif event.kind is EventKind.ALL_SILENT:
-        _log.warning("peer %s is silent (for %.1f s), and so is every other: staying", peer, event.silent_s)
-    elif event.kind is EventKind.RETURNED:
-        _log.info("peer %s answers again: sending through it, no longer through peer %s", peer, other)
-    elif event.other:
-        _log.info("sending through peer %s, no longer through peer %s, as configured", peer, other)
-    else:
-        _log.info("sending through peer %s, as configured", peer)
 
 
 def _next_endpoint(current: Endpoint | None, found: tuple[Endpoint, ...]) -> Endpoint:

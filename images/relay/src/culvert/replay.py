@@ -4,7 +4,12 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Mapping
+from typing import Any
+
 from .constants import REJECT_AFTER_MESSAGES, REPLAY_WINDOW_BITS
+from .document import integer, octets
 
 __all__ = ["ReplayWindow"]
 
@@ -13,6 +18,7 @@ _BLOCK_MASK = (1 << _BLOCK_BITS) - 1
 _BLOCKS = REPLAY_WINDOW_BITS // _BLOCK_BITS
 # One block is being filled while the others are history.
 _WINDOW = REPLAY_WINDOW_BITS - _BLOCK_BITS
+_RING = struct.Struct(f">{_BLOCKS}Q")
 
 
 class ReplayWindow:
@@ -68,6 +74,15 @@ class ReplayWindow:
         if first != block:
             self._ring[block % _BLOCKS] |= bits >> _BLOCK_BITS
         return everything
+
+    def export(self) -> dict[str, Any]:
+        """All that it has seen, for another process."""
+        return {"greatest": self._greatest, "seen": _RING.pack(*self._ring).hex()}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Go on where another window was. :raises ValueError: :meth:`export` did not write that."""
+        self._greatest = integer(values.get("greatest"), 0, REJECT_AFTER_MESSAGES - 1)
+        self._ring = list(_RING.unpack(octets(values.get("seen"), _RING.size)))
 
     def _forget(self, newest: int, block: int) -> None:
         """Clear the blocks that become the newest ones."""

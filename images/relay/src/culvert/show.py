@@ -14,6 +14,7 @@ from .about import read_about
 from .control import DEFAULT_DIRECTORY, socket_path
 from .errors import CulvertError
 from .keys import Identity
+from .limits import format_moment
 
 __all__ = ["devices", "query", "render"]
 
@@ -56,12 +57,14 @@ def query(name: str, directory: str = DEFAULT_DIRECTORY) -> dict[str, Any]:
     """
     path = socket_path(name, directory)
     text, about = _exchange(path)
+    told = read_about(about)
+    limits, bonds = told.pop("limits"), told.pop("bonds")
     device: dict[str, Any] = {
         "name": name,
         "public_key": None,
         "listen_port": 0,
         "fwmark": 0,
-        **read_about(about),
+        **told,
         "peers": [],
     }
     peer: dict[str, Any] = {}
@@ -73,6 +76,8 @@ def query(name: str, directory: str = DEFAULT_DIRECTORY) -> dict[str, Any]:
             device[key] = int(value)
         elif key == "public_key":
             peer = _new_peer(value)
+            peer["limits"] = limits.get(peer["public_key"])
+            peer |= {} if bonds is None else {"local_key": "primary", **bonds.get(peer["public_key"], {})}
             device["peers"].append(peer)
         elif key in _PEER_KEYS:
             name_of, read = _PEER_KEYS[key]
@@ -102,6 +107,10 @@ def _new_peer(public_key: str) -> dict[str, Any]:
         "rx_bytes": 0,
         "tx_bytes": 0,
         "persistent_keepalive_s": 0,
+        "limits": None,
+        "local_key": None,
+        "succeeds": None,
+        "succession": None,
     }
 
 
@@ -148,6 +157,8 @@ def _receive(sock: socket.socket) -> str | None:
 def render(device: dict[str, Any]) -> str:
     """For a person, much as ``wg show`` prints it."""
     lines = [f"interface: {device['name']}", f"  public key: {device['public_key'] or '(none)'}"]
+    if device.get("alternate_public_key"):
+        lines.append(f"  alternate public key: {device['alternate_public_key']}")
     if device["listen_port"]:
         lines.append(f"  listening port: {device['listen_port']}")
     if device["fwmark"]:
@@ -171,16 +182,53 @@ def render(device: dict[str, Any]) -> str:
         if peer["public_key"] in members:
             member = members[peer["public_key"]]
             lines.append(f"  failover: {member['state']}, priority {member['priority'] or '0 (never)'}")
+        lines += _bonds(peer)
         if peer["latest_handshake_s"]:
             age_s = max(0, int(time.time()) - peer["latest_handshake_s"])
             lines.append(f"  latest handshake: {age_s} s ago")
         lines.append(f"  transfer: {peer['rx_bytes']} B received, {peer['tx_bytes']} B sent")
         if peer["persistent_keepalive_s"]:
             lines.append(f"  persistent keepalive: every {peer['persistent_keepalive_s']} s")
+        if peer.get("limits") is not None:
+            lines.append(f"  limits: {_limits(peer['limits'])}")
     if device["rejections"]:
         lines += ["", "refused lately:"]
         lines += [f"  {_refused(entry)}" for entry in device["rejections"]]
     return "\n".join(lines)
+
+
+_SUCCESSION = {
+    "waiting": "waiting for its first session",
+    "active": "active",
+    "silent": "silent, so that one is used again",
+}
+
+
+def _bonds(peer: dict[str, Any]) -> list[str]:
+    lines = []
+    if peer.get("local_key") == "alternate":
+        lines.append("  local key: alternate")
+    if peer.get("succeeds"):
+        lines.append(f"  succeeds: {peer['succeeds']} ({_SUCCESSION.get(peer['succession'], '?')})")
+    return lines
+
+
+def _limits(limits: dict[str, Any]) -> str:
+    """In words; all of it in one line."""
+    parts = []
+    if limits["expires_at"]:
+        parts.append(f"until {format_moment(limits['expires_at'])}")
+    if limits["rate_limit_bps"]:
+        parts.append(
+            f"{limits['rate_limit_bps'] / 1e6:g} Mbit/s, {limits['dropped_packets']} packets dropped"
+        )
+    if limits["quota_bytes"]:
+        of = f"{limits['quota_used_bytes']} of {limits['quota_bytes']} B used"
+        period = {"month": "this month", "day": "today"}.get(limits["quota_period"], "in all")
+        again = f" (anew at {format_moment(limits['quota_resets_at'])})" if limits["quota_resets_at"] else ""
+        parts.append(f"{of} {period}{again}")
+    barred = {"expired": "NO ACCESS: its time is up", "quota": "NO ACCESS: its quota is used up"}
+    return "; ".join([barred[limits["barred"]]] * (limits["barred"] in barred) + parts)
 
 
 # What is refused, in words; the reasons themselves are explained in culvert.rejections.
@@ -190,6 +238,8 @@ _REASONS = {
     "stale_timestamp": "initiations older than the peer's last one (its clock went back, or a replay)",
     "bad_response": "answers to our initiation that do not fit (the pre-shared keys differ)",
     "source": "packets out of the tunnel from an address that is not the peer's",
+    "expired": "attempts of or packets for a peer whose time is up",
+    "quota": "attempts of or packets for a peer that has used up its quota",
     "no_allowed_ip": "packets for an address that no peer has",
     "no_endpoint": "packets for a peer without an endpoint",
     "send_error": "datagrams that the socket did not take",

@@ -8,6 +8,10 @@ Twelve bytes that compare as they sort: seconds since 1970 TAI offset by 2^62, t
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from typing import Any
+
+from .document import integer
 
 __all__ = ["Tai64nClock", "encode"]
 
@@ -38,3 +42,11 @@ class Tai64nClock:
     def stamp(self, unix_ns: int) -> bytes:
         self._last_ns = max(unix_ns, self._last_ns + _GRAIN_NS)
         return encode(self._last_ns)
+
+    def export(self) -> dict[str, int]:
+        """The last moment that was told, for another process."""
+        return {"last_ns": self._last_ns}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Never tell a moment again that was told before. :raises ValueError: it is no moment."""
+        self._last_ns = integer(values.get("last_ns"), 0, 2**63 - 1)

@@ -10,9 +10,12 @@ be early, never late.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from itertools import count
+from typing import Any
+
+from .document import number
 
 __all__ = ["Timer", "TimerQueue", "Timers"]
 
@@ -21,8 +24,8 @@ _COMPACT_ABOVE = 64
 
 
 class Timer(IntEnum):
-    """The five timers of a peer (WireGuard paper sections 6.1 to 6.5), in the order they are handled, and the
-    one of a failover group.
+    """The five timers of a peer (WireGuard paper sections 6.1 to 6.5), in the order they are handled, the one
+    of a failover group, and the one of all peers' limits.
     """
 
     ZERO_KEYS = 0
@@ -37,6 +40,8 @@ class Timer(IntEnum):
     "The interval an operator asked for."
     FAILOVER = 5
     "The group has something to look at."
+    LIMITS = 6
+    "A peer's time may be up, or a quota new (:mod:`culvert.limiter`); and what is due to be recorded."
 
 
 def _ignore(timer: Timer, now: float) -> None:
@@ -71,6 +76,16 @@ class Timers:
         self._deadlines = [_NEVER] * len(Timer)
         self._scheduled_s = _NEVER
         self._handler = _ignore
+
+    def export(self) -> dict[str, float]:
+        """The deadlines that there are, by the timers' names."""
+        return {timer.name: self._deadlines[timer] for timer in Timer if self.pending(timer)}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Set what :meth:`export` wrote; timers that we do not have are passed over. :raises ValueError:"""
+        for timer in Timer:
+            if timer.name in values:
+                self.set(timer, number(values[timer.name]))
 
     def is_scheduled(self, deadline_s: float) -> bool:
         """Whether a heap entry of that deadline is the one that counts; all others are leftovers."""

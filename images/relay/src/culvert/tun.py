@@ -80,7 +80,13 @@ class DeviceGone(Exception):
 class Tun(Protocol):
     """What the loop needs of a TUN device."""
 
+    @property
+    def name(self) -> str:
+        """The device's, as the kernel has it."""
+
     mtu_bytes: int
+    created: bool
+    "Whether it was made by us, or by the process that it came from: it is gone when nobody holds it."
     coalesce: int
     "Which superpackets the device takes, as :meth:`~culvert.batch.Batch.open` wants it; may become less."
 
@@ -107,6 +113,9 @@ class Tun(Protocol):
 
     def addresses(self) -> tuple[bytes, ...]:
         """The device's own addresses, packed: the first IPv4 one, and IPv6 ones that are no link's alone."""
+
+    def leave(self) -> None:
+        """Close it for us alone: another process has it too, and goes on as it is."""
 
     def close(self) -> None: ...
 
@@ -141,7 +150,6 @@ class LinuxTun:
         self.created = created
         self.mtu_bytes = 1420
         self.refresh()
-        self.set_offloads(frozenset())
 
     @classmethod
     def open(cls, options: TunOptions) -> LinuxTun:
@@ -157,12 +165,29 @@ class LinuxTun:
         try:
             vnet_header = cls._attach(fd, name)
             tun = cls(fd, name, created=created, vnet_header=vnet_header)
+            tun.set_offloads(frozenset())
         except OSError as error:
             os.close(fd)
             raise CulvertError(f"interface {name}: {_reason(error, created)}") from None
         if created:
             tun.set_mtu(options.mtu_bytes)
         return tun
+
+    @classmethod
+    def adopt(cls, fd: int, name: str, *, created: bool) -> LinuxTun:
+        """A device that another process was attached to and gave us. Nothing is changed about it:
+        :meth:`set_offloads` is to be called once it is ours.
+
+        :raises CulvertError: it is none, or another one.
+        """
+        try:
+            request = fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ.size))
+        except OSError as error:
+            raise CulvertError(f"interface {name}: no TUN was handed over: {error.strerror}") from None
+        raw, flags = _IFREQ.unpack(request)
+        if raw.partition(b"\0")[0] != name.encode():
+            raise CulvertError(f"interface {name}: another device was handed over")
+        return cls(fd, name, created=created, vnet_header=bool(flags & _IFF_VNET_HDR))
 
     @staticmethod
     def _attach(fd: int, name: str) -> bool:
@@ -304,6 +329,10 @@ class LinuxTun:
             self.coalesce &= ~_COALESCE[name]
             _log.warning("interface %s: refuses superpackets: %s is switched off", self.name, name)
 
+    def leave(self) -> None:
+        self._control.close()
+        os.close(self._fd)
+
     def close(self) -> None:
         self._announce(frozenset())
         self._control.close()
@@ -349,7 +378,9 @@ class MemoryTun:
     """
 
     def __init__(self, mtu_bytes: int = 1420) -> None:
+        self.name = "memory"
         self.mtu_bytes = mtu_bytes
+        self.created = True
         self.coalesce = COALESCE_TCP | COALESCE_UDP
         self.written: list[bytes] = []
         "Plain packets: superpackets appear here in pieces, as the host's programs would see them."
@@ -413,6 +444,9 @@ class MemoryTun:
 
     def addresses(self) -> tuple[bytes, ...]:
         return self.own_addresses
+
+    def leave(self) -> None:
+        self.close()
 
     def close(self) -> None:
         os.close(self._event)

@@ -18,7 +18,9 @@ from .constants import FAILOVER_RETURN_RANGE_S, FAILOVER_TIMEOUT_RANGE_S
 from .device import Device
 from .endpoint import parse_endpoint
 from .errors import RequestError
+from .identities import parse_place
 from .keys import decode_hex
+from .limits import MAX_MOMENT_S, MAX_QUOTA_BYTES, RATE_RANGE_BPS, parse_period
 from .update import NO_MEMBER, DeviceUpdate, PeerUpdate
 
 __all__ = ["format_get", "parse_set"]
@@ -86,6 +88,18 @@ def _priority(text: str) -> int:
     return _number(16)(text)
 
 
+def _bounded(low: int, high: int) -> Callable[[str], int]:
+    """A number, or 0 for none."""
+
+    def read(text: str) -> int:
+        plain = text.isascii() and text.isdigit() and len(text) <= 19
+        if not plain or not (int(text) == 0 or low <= int(text) <= high):
+            raise ValueError("is out of range")
+        return int(text)
+
+    return read
+
+
 def _version(text: str) -> None:
     if text != "1":
         raise ValueError("can only be 1")
@@ -100,6 +114,7 @@ def _prefix(text: str) -> Network:
 # A row for each key: the field of the update it sets, and how its value is read.
 _DEVICE: dict[str, tuple[str, Callable[[str], Any]]] = {
     "private_key": ("private_key", decode_hex),
+    "alternate_private_key": ("alternate_private_key", decode_hex),
     "listen_port": ("listen_port", _number(16)),
     "fwmark": ("fwmark", _number(32)),
     "replace_peers": ("replace_peers", _true),
@@ -118,6 +133,12 @@ _PEER: dict[str, tuple[str, Callable[[str], Any]]] = {
     "allowed_ip": ("allowed_ips", _prefix),
     "protocol_version": ("", _version),
     "failover": ("failover", _priority),
+    "local_key": ("place", parse_place),
+    "succeeds": ("succeeds", decode_hex),
+    "expires_at": ("expires_at_s", _bounded(1, MAX_MOMENT_S)),
+    "rate_limit_bps": ("rate_bps", _bounded(*RATE_RANGE_BPS)),
+    "quota_bytes": ("quota_bytes", _bounded(1, MAX_QUOTA_BYTES)),
+    "quota_period": ("quota_period", parse_period),
 }
 
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .allowedips import Network
 from .constants import MAX_PEERS
 from .device import Device
 from .endpoint import Endpoint
 from .errors import RequestError
-from .keys import ZERO_KEY
+from .identities import Place
+from .identity_update import apply_identities, apply_links, check_identities, remove_predecessors
+from .limits import Period
 
 __all__ = ["NO_MEMBER", "DeviceUpdate", "PeerUpdate", "apply_peers", "check_peers"]
 
@@ -42,6 +45,21 @@ class PeerUpdate:
     disallowed_ips: tuple[Network, ...] = ()
     failover: int | None = None
     "Priority in the failover group, or :data:`NO_MEMBER`."
+    expires_at_s: int | None = None
+    "This and the next three as :class:`~culvert.limits.Limits` has them."
+    rate_bps: int | None = None
+    quota_bytes: int | None = None
+    quota_period: Period | None = None
+    place: Place | None = None
+    "Which of our identities it belongs to, as they are after the change."
+    succeeds: bytes | None = None
+    "The public key of the peer that it takes over from; all zero for none."
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Those limits that are to be changed."""
+        names = ("expires_at_s", "rate_bps", "quota_bytes", "quota_period")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +68,8 @@ class DeviceUpdate:
 
     private_key: bytes | None = field(default=None, repr=False)
     "32 bytes; all zero to have none."
+    alternate_private_key: bytes | None = field(default=None, repr=False)
+    "The same. That of the alternate identity in ``private_key`` makes it the primary one."
     listen_port: int | None = None
     "0 lets the kernel choose."
     fwmark: int | None = None
@@ -63,10 +83,12 @@ class DeviceUpdate:
 
 
 def check_peers(device: Device, update: DeviceUpdate) -> None:
-    """Whether the device has room for all that ``update`` brings; to be asked before any of it is done.
+    """Whether the device has room for all that ``update`` brings, and whether it makes sense; to be asked
+    before any of it is done.
 
-    :raises RequestError: ENOMEM, as Linux answers.
+    :raises RequestError: ENOMEM, as Linux answers, or EINVAL.
     """
+    check_identities(device, update)
     before = () if update.replace_peers else device.peers()
     keys = {peer.public_key for peer in before}
     for change in update.peers:
@@ -84,8 +106,8 @@ def apply_peers(device: Device, update: DeviceUpdate, now: float) -> None:
     Peers that are not named keep their sessions. What a session of a named peer rests on is touched only
     where the update says something else than what is.
     """
-    if update.private_key is not None:
-        device.set_private_key(None if update.private_key == ZERO_KEY else update.private_key)
+    apply_identities(device, update)
+    remove_predecessors(device, update)
     if update.replace_peers:
         for peer in device.peers():
             device.remove_peer(peer.public_key)
@@ -94,6 +116,7 @@ def apply_peers(device: Device, update: DeviceUpdate, now: float) -> None:
     _apply_group(device, update)
     for change in update.peers:
         _apply_peer(device, change, now)
+    apply_links(device, update, now)
     device.failover.reconfigured(now)
 
 
@@ -113,7 +136,7 @@ def _apply_peer(device: Device, change: PeerUpdate, now: float) -> None:
     if change.remove:
         device.remove_peer(change.public_key)
         return
-    if device.identity is not None and device.identity.public == change.public_key:
+    if device.is_own(change.public_key):
         # A list of all hosts' peers may name ourselves; wireguard-go ignores that too.
         return
     peer = device.peer(change.public_key)
@@ -121,6 +144,8 @@ def _apply_peer(device: Device, change: PeerUpdate, now: float) -> None:
         if change.update_only:
             return
         peer = device.add_peer(change.public_key)
+    if change.place is not None:
+        device.succession.bind(peer, alternate=change.place is Place.ALTERNATE)
     if change.preshared_key is not None:
         peer.preshared_key = change.preshared_key
     if change.endpoint is not None:
@@ -134,6 +159,8 @@ def _apply_peer(device: Device, change: PeerUpdate, now: float) -> None:
         device.failover.leave(peer)
     elif change.failover is not None:
         device.failover.join(peer, change.failover)
+    if change.limits:
+        device.warden.set(peer, replace(device.warden.limits(peer), **change.limits), now)
     if change.keepalive_interval_s is not None:
         peer.set_keepalive_interval(change.keepalive_interval_s, now)
     peer.flush(now)

@@ -63,10 +63,14 @@ _log = logging.getLogger("culvert")
 class UdpTransport:
     """A :class:`~culvert.transport.base.Transport` over the kernel's UDP.
 
+    :param sockets: bound already, by the process that had them before: nothing is changed about them, and
+        :meth:`set_offloads` is to be called once they are ours.
     :raises OSError: from the constructor: EADDRINUSE, or EPERM for a mark without CAP_NET_ADMIN.
     """
 
-    def __init__(self, port: int, mark: int, calls: Calls | None = None) -> None:
+    def __init__(
+        self, port: int, mark: int, calls: Calls | None = None, sockets: Sequence[socket.socket] = ()
+    ) -> None:
         self._sockets: dict[int, socket.socket] = {}
         self._by_family: dict[int, socket.socket] = {}
         self._remembered: Known = {}
@@ -74,6 +78,11 @@ class UdpTransport:
         self._dead_sources: set[bytes] = set()
         self._calls: Calls = calls or PythonCalls()
         self._sends_runs = self._receives_runs = False
+        if sockets:
+            self._sockets = {sock.fileno(): sock for sock in sockets}
+            self._by_family = {sock.family: sock for sock in sockets}
+            self.port = port
+            return
         self.port = self._open(port)
         self.set_offloads(frozenset())
         try:

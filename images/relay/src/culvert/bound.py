@@ -1,0 +1,81 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who a peer is to us: its key, the identity of ours that it belongs to, and the secrets of the two.
+
+A device has one identity (a static key pair) or, while keys are being replaced, two: the primary and the
+alternate. A peer belongs to one of them alone. Nothing of a handshake at the other identity fits it, so both
+may be in use at the same time, each with its own peers.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from .context import Context
+from .cookie import MacStamper
+from .errors import BadPacket
+from .keys import ZERO_KEY, Identity, diffie_hellman, short_name
+from .noise import InitiatorHandshake
+
+if TYPE_CHECKING:
+    from .peer import Peer
+    from .succession import Succession
+
+__all__ = ["Bound", "Kin", "Pending"]
+
+
+class Kin:
+    """What a peer is while keys are being replaced; the others have none of this."""
+
+    __slots__ = ("alternate", "predecessor", "succession", "successor")
+
+    def __init__(self, succession: Succession) -> None:
+        self.succession = succession
+        self.alternate = False
+        "It belongs to our alternate identity."
+        self.predecessor: Peer | None = None
+        self.successor: Peer | None = None
+
+    @property
+    def is_nothing(self) -> bool:
+        return not self.alternate and self.predecessor is None and self.successor is None
+
+
+class Pending(NamedTuple):
+    """An initiation under way."""
+
+    handshake: InitiatorHandshake
+    local_index: int
+
+
+class Bound:
+    """The part of a peer that an identity of ours has a say in."""
+
+    def __init__(self, context: Context, public_key: bytes) -> None:
+        self._context = context
+        self.public_key = public_key
+        self.preshared_key = ZERO_KEY
+        self.kin: Kin | None = None
+        self._stamper = MacStamper(public_key)
+        self.static_static: bytes | None = None
+        "DH of our static key and the peer's; None without an identity, or when the key is of low order."
+        self.agree()
+
+    def __repr__(self) -> str:
+        return f"Peer({short_name(self.public_key)})"
+
+    @property
+    def identity(self) -> Identity | None:
+        """Ours, that it belongs to."""
+        kin = self.kin
+        return self._context.alternate if kin is not None and kin.alternate else self._context.identity
+
+    def agree(self) -> None:
+        """Work out what our static key and the peer's have in common."""
+        identity = self.identity
+        self.static_static = None
+        if identity is not None:
+            # BadPacket: a low-order key. Nobody can ever prove to hold it, so no handshake is possible.
+            with suppress(BadPacket):
+                self.static_static = diffie_hellman(identity.private, self.public_key)
