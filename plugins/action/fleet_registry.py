@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ansible import constants
 from ansible.plugins.action import ActionBase
 from ansible_collections.culvert.vpn.plugins.modules.fleet_registry import ARGUMENTS
-from ansible_collections.culvert.vpn.plugins.plugin_utils import _registry
+from ansible_collections.culvert.vpn.plugins.plugin_utils import _agreements, _keyless, _pairs, _registry
+from ansible_collections.culvert.vpn.plugins.plugin_utils._devices import devices_in
 from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_check import problems
 from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_hosts import CLIENTS, SERVERS, Run, host_of
-from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_join import join, strangers
+from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_join import Joined, join, strangers
+from ansible_collections.culvert.vpn.plugins.plugin_utils._pairs import to_derive
 from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import (
     Entry,
     Registry,
@@ -43,7 +46,14 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         _checked, options = self.validate_argument_spec(argument_spec=ARGUMENTS)
         options = plain(options)
-        states = {"check": self._check, "joined": self._joined, "forgotten": self._forgotten}
+        states = {
+            "check": self._check,
+            "joined": self._joined,
+            "devices": self._joined,
+            "agreed": self._agreed,
+            "derived": self._derived,
+            "forgotten": self._forgotten,
+        }
         try:
             result.update(states[options["state"]](options, task_vars or {}))
         except Refused as refusal:
@@ -72,14 +82,16 @@ class ActionModule(ActionBase):
         path = options["path"]
         if options["read_only"]:
             return _as_it_is(path, run)
+        load = _loader(path)
         with _registry.locked(path) as locks:
             before = _registry.read(path)
-            done = join(before, run)
+            done, lost = joined(before, run, load)
             if done.problems:
                 raise Refused(*done.problems)
             changed = done.registry is not before and bool(done.registry.lineage)
             if changed and not self._task.check_mode:
                 _registry.write(path, done.registry)
+                _agreements.keep_only(path, _pairs.ids_by_host(done.registry.hosts))
             elif self._task.check_mode:
                 path = _rehearsed(done.registry)
         return {
@@ -90,7 +102,53 @@ class ActionModule(ActionBase):
             "removed": done.removed,
             "renamed": [{"from": old, "to": new} for old, new in done.renamed],
             "servers_absent": _absent(done.registry, run),
+            **_keys_wanted(done.registry.hosts, run, load),
+            "lost": lost,
         }
+
+    def _agreed(self, options: dict[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Write down what hosts have agreed in this run, and say who has to be told."""
+        run = run_of(options, variables)
+        path = options["path"]
+        expected = options["expected"]
+        made = {name: _told(variables["hostvars"][name]) for name in expected if name in run.hosts}
+        load = _loader(path)
+        if options["read_only"] or self._task.check_mode:
+            registry = _registry.read(path) or Registry()
+            derive = to_derive(registry.hosts, run, load)
+            return {"path": path, "changed": bool(expected), "derive": derive, "agreed": [], "not_agreed": []}
+        with _registry.locked(path) as locks:
+            before = _registry.read(path) or Registry()
+            after = before.with_hosts(_pairs.with_agreements(before.hosts, expected, made))
+            wanted = _pairs.ids_by_host(after.hosts)
+            if after is not before:
+                for name, agreements in made.items():
+                    known = {**load(name), **{item["id"]: item for item in agreements}}
+                    kept = {id: item for id, item in known.items() if id in wanted.get(name, ())}
+                    _agreements.write(path, name, kept)
+                # What it refers to is there by now.
+                _registry.write(path, after)
+        derive = to_derive(after.hosts, run, _loader(path))
+        return {
+            **_result(before, after, after is not before, locks),
+            "path": path,
+            "derive": derive,
+            **_keyless.came_of(expected, made),
+        }
+
+    def _derived(self, options: dict[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Write down who is told of others without a key now, and have both sides of a pair decide alike."""
+        run = run_of(options, variables)
+        path = options["path"]
+        if options["read_only"] or self._task.check_mode:
+            return {"path": path, "changed": False}
+        with _registry.locked(path) as locks:
+            before = _registry.read(path) or Registry()
+            after = before.with_hosts(_keyless.derived(before.hosts, run))
+            if after is not before:
+                _registry.write(path, after)
+                _agreements.keep_only(path, _pairs.ids_by_host(after.hosts))
+        return {**_result(before, after, after is not before, locks), "path": path}
 
     def _forgotten(self, options: dict[str, Any], _variables: Mapping[str, Any]) -> dict[str, Any]:
         path = options["path"]
@@ -103,13 +161,16 @@ class ActionModule(ActionBase):
                 return result
             names = set(options["hosts"])
             left = {name: entry for name, entry in before.hosts.items() if name not in names}
-            after = before.with_hosts(left)
+            if all(entry.external for entry in left.values()):
+                left = {}  # devices alone talk to nobody
+            after = before.with_hosts(_pairs.settled(left))
             changed = after is not before or not left
             if changed and not self._task.check_mode:
                 if left:
                     _registry.write(path, after)
                 else:
                     _registry.remove(path)
+                _agreements.keep_only(path, _pairs.ids_by_host(left))
         return {
             **result,
             **_result(before, after, changed, locks),
@@ -120,6 +181,9 @@ class ActionModule(ActionBase):
 _UNCHANGED = {
     "check": "Nothing was changed on any host.",
     "joined": "The registry was not changed.",
+    "devices": "The registry was not changed.",
+    "agreed": "The registry was not changed.",
+    "derived": "The registry was not changed.",
     "forgotten": "The registry was not changed.",
 }
 
@@ -132,9 +196,12 @@ def run_of(options: Mapping[str, Any], variables: Mapping[str, Any]) -> Run:
     if not options["network"]:
         raise Refused("network is required with this state.")
     groups = {group: set(map(str, variables["groups"].get(group, ()))) for group in (SERVERS, CLIENTS)}
-    here = set(map(str, variables["ansible_play_hosts"]))
+    hosts_count = options["state"] != "devices"
+    here = set(map(str, variables["ansible_play_hosts"])) if hosts_count else set()
     names = groups[SERVERS] | groups[CLIENTS]
     hostvars = variables["hostvars"]
+    networks = options["network"], options["network6"] or ""
+    devices, wrong = devices_in(hostvars, variables["groups"], networks)
     return Run(
         hosts={
             name: host_of(
@@ -144,13 +211,56 @@ def run_of(options: Mapping[str, Any], variables: Mapping[str, Any]) -> Run:
                 name in here,
             )
             for name in sorted(names)
-        },
+        }
+        | devices,
+        external=wrong,
         network=options["network"],
         network6=options["network6"] or "",
-        full=names <= set(map(str, variables["ansible_play_hosts_all"])),
+        full=hosts_count and names <= set(map(str, variables["ansible_play_hosts_all"])),
         max_removals=options["max_removals"],
         adopt=options["adopt"],
     )
+
+
+def joined(registry: Registry | None, run: Run, load: _pairs.Load) -> tuple[Joined, list[dict[str, str]]]:
+    """What the registry should be, as :func:`join` says it, and the pairs that lost their key: they have none
+    in it.
+    """
+    done = join(registry, run)
+    lost = _pairs.lost(done.registry.hosts, run, load)
+    hosts = _pairs.forgotten(done.registry.hosts, lost)
+    hosts = _keyless.told(hosts, run, _pairs.to_agree(hosts, run))
+    if hosts != done.registry.hosts:
+        before = registry or Registry()
+        ancestors = [id for id in done.registry.lineage[:-1] if id not in before.lineage]
+        done = replace(done, registry=before.with_hosts(hosts, ancestors))
+    return done, _keyless.named(lost)
+
+
+def _loader(path: str) -> _pairs.Load:
+    return lambda name: _agreements.read(path, name)
+
+
+def _keys_wanted(hosts: Mapping[str, Entry], run: Run, load: _pairs.Load) -> dict[str, Any]:
+    """What is to be done for pre-shared keys before hosts are configured."""
+    agree = _pairs.to_agree(hosts, run)
+    others = {item["name"] for items in agree.values() for item in items}
+    derive = {*to_derive(hosts, run, load), *(name for name in others if run.hosts[name].here)}
+    return {
+        "agree": agree,
+        "kems": _pairs.kems_for(hosts, agree),
+        "derive": sorted(derive),
+        "stale": _pairs.stale(hosts, {name: host.preshared_ids for name, host in run.hosts.items()}),
+        "without_key": _pairs.without_key(hosts, run),
+    }
+
+
+def _told(variables: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The agreements that a host says it has made. What makes no sense is not said."""
+    said = plain(variables.get("culvert_agreed") or {})
+    listed = said.get("agreements") if isinstance(said, dict) else None
+    found = [_agreements.agreement_of(item) for item in (listed if isinstance(listed, list) else [])]
+    return [item for item in found if item is not None]
 
 
 def _absent(registry: Registry | None, run: Run) -> list[str]:
@@ -198,6 +308,12 @@ def _as_it_is(path: str, run: Run) -> dict[str, Any]:
         "ansible_facts": {"culvert_registry": path},
         **{name: [] for name in ("added", "removed", "renamed")},
         "servers_absent": _absent(registry, run),
+        **_keys_wanted(registry.hosts, run, _loader(path)),
+        # Nobody could write it down.
+        "agree": {},
+        "kems": {},
+        "stale": {},
+        "lost": [],
     }
 
 

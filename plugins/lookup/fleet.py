@@ -30,7 +30,13 @@ options:
         that the client sends from, and C(rules).
       - V(registry) is what O(culvert.vpn.relay_peers#module:registry) takes, the registry's C(id) and its
         C(lineage).
-      - V(name_of) is the name of the host whose key O(public_key) is, empty if it is nobody's.
+      - V(successors) is a list of the peers that are about to succeed others of the host's in a rotation of
+        keys, each one's C(name) and C(public_key).
+      - V(name_of) is the name of the host whose key, or next key, O(public_key) is, empty if it is nobody's.
+      - V(unused) is a list of those of O(ids) that neither a pair of hosts nor a device of O(host) has any
+        more.
+      - V(device_keys) is what O(culvert.vpn.relay_device_keys#module:devices) takes, the devices whose
+        pre-shared keys are not among O(ids) of O(host).
     type: list
     elements: str
     required: true
@@ -44,7 +50,10 @@ options:
       - client_mtus
       - acls
       - registry
+      - successors
       - name_of
+      - unused
+      - device_keys
   registry:
     description:
       - Path of the registry on the controller.
@@ -89,6 +98,16 @@ options:
     description: The key whose host is wanted.
     type: str
     default: ""
+  psk_dir:
+    description:
+      - Folder on the host in which M(culvert.vpn.relay_agreement) keeps pre-shared keys. With it, V(peers)
+        has C(preshared_key_file) for each pair that has agreed on one, and for devices that have one.
+    type: str
+    default: ""
+  ids:
+    description: Ids of the pre-shared keys that the host has, separated by blanks.
+    type: str
+    default: ""
 """
 
 EXAMPLES = r"""
@@ -114,7 +133,7 @@ import typing as t
 
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.culvert.vpn.plugins.plugin_utils import _fleet
+from ansible_collections.culvert.vpn.plugins.plugin_utils import _fleet, _pairs, _rotation
 from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import (
     Registry,
     RegistryError,
@@ -153,8 +172,12 @@ def _peers(registry: Registry, options: Options) -> list[dict[str, t.Any]]:
     if host not in registry.hosts:
         raise ValueError(f"{host or 'the host'} is not in it: it has not joined the fleet yet")
     if registry.hosts[host].server:
-        return _fleet.peers_of_server(registry.hosts, host, options["keyless"])
-    return _fleet.peers_of_client(registry.hosts, host, _wish(options))
+        peers = _fleet.peers_of_server(registry.hosts, host, options["keyless"])
+    else:
+        peers = _fleet.peers_of_client(registry.hosts, host, _wish(options))
+    if options["psk_dir"]:
+        peers = _pairs.with_key_files(registry.hosts, host, peers, options["psk_dir"])
+    return _rotation.with_successors(registry.hosts, host, peers, options["psk_dir"])
 
 
 def _failover(registry: Registry, options: Options) -> dict[str, t.Any]:
@@ -176,7 +199,14 @@ _TERMS: dict[str, t.Callable[[Registry, Options], t.Any]] = {
     "client_mtus": lambda registry, _options: _fleet.mtus_of_clients(registry.hosts),
     "acls": lambda registry, _options: _fleet.acls_of_clients(registry.hosts),
     "registry": lambda registry, _options: {"id": registry.id, "lineage": list(registry.lineage)},
+    "successors": lambda registry, options: _rotation.successors(registry.hosts, options["host"]),
     "name_of": lambda registry, options: _fleet.name_of(registry.hosts, options["public_key"]),
+    "unused": lambda registry, options: _pairs.unused(
+        registry.hosts, options["host"], options["ids"].split()
+    ),
+    "device_keys": lambda registry, options: _pairs.device_keys(
+        registry.hosts, options["host"], options["ids"].split()
+    ),
 }
 _WITHOUT_A_FILE = ("member", "members", "addresses", "name_of")
 

@@ -165,6 +165,14 @@ def _read_all(found: dict[str, Iptables]) -> dict[str, Tables]:
     return readable
 
 
+def read_all(run: Runner, family: str) -> list[Tables]:
+    """The tables of each backend that can be read; none where there is no iptables."""
+    try:
+        return [read_or_nothing(tool) for tool in tools(run, family).values()]
+    except MissingRequirement:
+        return []
+
+
 def read_or_nothing(tool: Iptables | None) -> Tables:
     try:
         return tool.read() if tool else {}

@@ -6,7 +6,8 @@
 # Do not use this from other collections or standalone plugins/modules!
 
 """Looks at what a host's container engine has, by Docker's API over its socket: a few milliseconds, and no
-library. Changing anything is left to community.docker.
+library. Making containers is left to community.docker; what is changed here is what has to happen on the host
+in one go, while one relay takes over from another.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import struct
 from typing import Any
 from urllib.parse import quote
 
@@ -23,6 +25,10 @@ from ._iptables import find
 SOCKET = "/var/run/docker.sock"
 # An engine that has just been started reads all of its images first.
 _TIMEOUT_S = 20.0
+# What a container gets to end by itself.
+_STOP_S = 10
+# Before each piece of a log: the stream, three unused bytes and the length.
+_PIECE = struct.Struct(">BxxxI")
 #: Return codes of :func:`state`, as a shell would give them.
 ANSWERS, NO_COMMAND = 0, 2
 
@@ -48,12 +54,12 @@ class Engine:
 
     def answers(self) -> bool:
         try:
-            return self._get("/_ping")[0] == http.client.OK
+            return self._request("GET", "/_ping")[0] == http.client.OK
         except HostError:
             return False
 
     def image(self, name: str) -> dict[str, Any]:
-        """Id, digests of the layers and labels; empty when there is no such image.
+        """Id, digests of the layers, labels and tags; empty when there is no such image.
 
         :raises HostError: the engine does not answer, or not as Docker does.
         """
@@ -64,6 +70,7 @@ class Engine:
             "id": found["Id"],
             "layers": (found.get("RootFS") or {}).get("Layers") or [],
             "labels": (found.get("Config") or {}).get("Labels") or {},
+            "tags": found.get("RepoTags") or [],
         }
 
     def container(self, name: str) -> dict[str, Any]:
@@ -74,8 +81,44 @@ class Engine:
         found = self._inspect(f"/containers/{quote(name, safe='')}/json")
         return described(found) if found else {}
 
+    def start(self, name: str) -> None:
+        """:raises HostError: it does not, as the next ones. One that runs is left alone."""
+        self._change("POST", f"/containers/{quote(name, safe='')}/start")
+
+    def stop(self, name: str) -> None:
+        """One that does not run is left alone."""
+        self._change("POST", f"/containers/{quote(name, safe='')}/stop?t={_STOP_S}")
+
+    def restart(self, name: str) -> None:
+        self._change("POST", f"/containers/{quote(name, safe='')}/restart?t={_STOP_S}")
+
+    def remove(self, name: str) -> None:
+        """Also one that runs; one that is not there is no error."""
+        self._change("DELETE", f"/containers/{quote(name, safe='')}?force=1", http.client.NOT_FOUND)
+
+    def rename(self, name: str, new: str) -> None:
+        self._change("POST", f"/containers/{quote(name, safe='')}/rename?name={quote(new, safe='')}")
+
+    def log(self, name: str, lines: int) -> list[str]:
+        """The last lines that a container has written, of both streams; empty when it has no log."""
+        status, body = self._request(
+            "GET", f"/containers/{quote(name, safe='')}/logs?stdout=1&stderr=1&tail={lines}"
+        )
+        return joined(body).decode(errors="replace").splitlines()[-lines:] if status == http.client.OK else []
+
+    def _change(self, method: str, path: str, *allowed: int) -> None:
+        status, body = self._request(method, path)
+        # Not modified: it is so already.
+        if status < http.client.BAD_REQUEST or status in allowed:
+            return
+        try:
+            reason = str(json.loads(body)["message"])
+        except (ValueError, KeyError, TypeError):
+            reason = f"status {status}"
+        raise HostError(f"the container engine refuses {method} {path.partition('?')[0]}: {reason}")
+
     def _inspect(self, path: str) -> dict[str, Any]:
-        status, body = self._get(path)
+        status, body = self._request("GET", path)
         if status == http.client.NOT_FOUND:
             return {}
         try:
@@ -86,10 +129,10 @@ class Engine:
             raise HostError(f"the container engine answers {path} with status {status}")
         return found
 
-    def _get(self, path: str) -> tuple[int, bytes]:
+    def _request(self, method: str, path: str) -> tuple[int, bytes]:
         connection = _UnixConnection(self._path)
         try:
-            connection.request("GET", path)
+            connection.request(method, path)
             answer = connection.getresponse()
             return answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -106,6 +149,7 @@ def described(found: dict[str, Any]) -> dict[str, Any]:
     log = host.get("LogConfig") or {}
     return {
         "status": (found.get("State") or {}).get("Status", ""),
+        "restarts": int(found.get("RestartCount") or 0),
         "image": found.get("Image", ""),
         "labels": config.get("Labels") or {},
         "environment": config.get("Env") or [],
@@ -124,6 +168,18 @@ def described(found: dict[str, Any]) -> dict[str, Any]:
             "log": {"driver": log.get("Type") or "", **(log.get("Config") or {})},
         },
     }
+
+
+def joined(log: bytes) -> bytes:
+    """What is in the pieces in which an engine sends a container's log; what is none of them is left out."""
+    found, at = bytearray(), 0
+    while at + _PIECE.size <= len(log):
+        stream, length = _PIECE.unpack_from(log, at)
+        if stream > 2:
+            break
+        found += log[at + _PIECE.size : at + _PIECE.size + length]
+        at += _PIECE.size + length
+    return bytes(found)
 
 
 def _capabilities(names: list[str] | None) -> list[str]:

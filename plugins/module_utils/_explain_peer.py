@@ -208,8 +208,11 @@ def _refused(facts: Facts, peer: Peer) -> Stage | None:
                 False,
                 f"what {who(peer)} answers is not authentic ({_times(rejection)}): pre-shared keys differ",
                 "wrong_key",
-                "give both hosts the same pre-shared key for each other",
+                "run culvert.vpn.site for both hosts; where the keys are set by hand, give both the same "
+                "pre-shared key for each other",
             )
+        if rejection.reason in ("expired", "quota") and own:
+            return _barred(rejection, peer)
         if rejection.reason == "unknown_peer" and _may_be(facts, rejection, peer):
             return _stranger(rejection, f"no session with {who(peer)}")
         if rejection.reason == "mac1" and _may_be(facts, rejection, peer):
@@ -223,6 +226,18 @@ def _refused(facts: Facts, peer: Peer) -> Stage | None:
                 f"there, the public key of this peer has to be {key}",
             )
     return None
+
+
+def _barred(rejection: Rejection, peer: Peer) -> Stage:
+    limit = "time" if rejection.reason == "expired" else "quota"
+    return Stage(
+        "peer",
+        False,
+        f"{who(peer)} is refused: its {limit} is up ({_times(rejection)})",
+        "barred",
+        f"give it {'a later date' if limit == 'time' else 'a higher quota'}, if it is to be let in "
+        "(expires_at and quota of external_peers)",
+    )
 
 
 def _stranger(rejection: Rejection, text: str) -> Stage:

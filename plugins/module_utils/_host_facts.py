@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import _engine, _uapi
+from . import _engine, _relay_agreement, _uapi
 from ._core import HostError, MissingLibrary, Runner
 from ._iptables import find
 from ._options import Options
@@ -63,6 +63,7 @@ class FactsSpec:
     config_dir: str = "/etc/culvert"
     packages: tuple[str, ...] = ()
     image: str = ""
+    images: tuple[str, ...] = ()
     containers: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
@@ -76,6 +77,7 @@ class FactsSpec:
             config_dir=options.required("config_dir", "/etc/culvert"),
             packages=tuple(options.texts("packages")),
             image=options.text("image") or "",
+            images=tuple(options.texts("images")),
             containers=tuple(options.texts("containers")),
             files=tuple(options.texts("files")),
         )
@@ -114,8 +116,9 @@ def culvert(
     """What of ours the host has, and what there is for it."""
     engine = engine or _engine.Engine()
     code, error = _engine.state(engine, run)
-    image, containers = _contained(spec, engine) if code == _engine.ANSWERS else ({}, {})
+    contained = _contained(spec, engine) if code == _engine.ANSWERS else _nothing(())
     default = _text(f"{root}/proc/sys/net/ipv6/conf/default/disable_ipv6")
+    config = _text(f"{root}{spec.config_dir}/{spec.name}.conf")
     return {
         "name": spec.name,
         "tun": _is_character_device(f"{root}/dev/net/tun"),
@@ -125,8 +128,7 @@ def culvert(
         "local_ports": _text(f"{root}/proc/sys/net/ipv4/ip_local_port_range").split()
         or _LOCAL_PORTS_DEFAULT.split(),
         "packages_missing": _missing(spec.packages, run),
-        "image": image,
-        "containers": containers,
+        **contained,
         "config_dir": _protection(f"{root}{spec.config_dir}"),
         "key": _key(f"{root}{spec.config_dir}/{spec.name}.key"),
         "relay": _relay(f"{root}{_uapi.SOCKET_DIRECTORY}/{spec.name}.sock"),
@@ -134,7 +136,8 @@ def culvert(
             *_ipv4_addresses(spec.name),
             *_global_ipv6(_text(f"{root}/proc/net/if_inet6"), spec.name),
         ],
-        "registry_id": registry_id(_text(f"{root}{spec.config_dir}/{spec.name}.conf")),
+        "agreement": _agreement(f"{root}{spec.config_dir}", spec.name, config),
+        "registry_id": registry_id(config),
         "files": {path: os.path.exists(f"{root}{path}") for path in spec.files},
     }
 
@@ -245,13 +248,20 @@ def _missing(packages: Sequence[str], run: Runner) -> list[str]:
     return [package for package in packages if package not in installed]
 
 
-def _contained(spec: FactsSpec, engine: _engine.Engine) -> tuple[dict[str, Any], dict[str, Any]]:
+def _contained(spec: FactsSpec, engine: _engine.Engine) -> dict[str, Any]:
     try:
-        image = engine.image(spec.image) if spec.image else {}
-        return image, {name: engine.container(name) for name in spec.containers}
+        return {
+            "image": engine.image(spec.image) if spec.image else {},
+            "images": {name: engine.image(name) for name in spec.images},
+            "containers": {name: engine.container(name) for name in spec.containers},
+        }
     except HostError:
         # An engine that is somewhere else. Those who change something there find out.
-        return {}, {name: {} for name in spec.containers}
+        return _nothing(spec.containers)
+
+
+def _nothing(containers: Sequence[str]) -> dict[str, Any]:
+    return {"image": {}, "images": {}, "containers": {name: {} for name in containers}}
 
 
 def _key(path: str) -> dict[str, Any]:
@@ -267,6 +277,18 @@ def _key(path: str) -> dict[str, Any]:
         "owner": state.owner,
         "group": state.group,
         "public_key": state.public_key,
+    }
+
+
+def _agreement(config_dir: str, name: str, config: str) -> dict[str, Any]:
+    """Which pre-shared keys there are, by their ids. One text, as a server may have ten thousand."""
+    kept = _relay_agreement.look(_relay_agreement.folder_of(config_dir, name))
+    return {
+        "kem": kept.kem.get("current", ""),
+        "next_kem": kept.kem.get("next", ""),
+        "ids": " ".join(sorted(kept.ids)),
+        "called": _relay_agreement.called(config),
+        "next_public_key": _key(f"{config_dir}/{name}.next.key").get("public_key") or "",
     }
 
 

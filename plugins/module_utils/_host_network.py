@@ -34,7 +34,7 @@ from typing import Any
 
 from . import _chain, _foresight, _routing_kernel, _store, _succession, _tun
 from ._chain import ChainSpec
-from ._chain_host import ChainBackend
+from ._chain_host import ChainBackend, read_all
 from ._core import Change, MissingRequirement, PlainBackend, Plan, Runner, SpecError
 from ._document import Document, digest
 from ._installed import InstalledCode
@@ -148,8 +148,15 @@ class HostNetwork(PlainBackend):
             Part("device", "", TunBackend(spec, check_mode))
             for spec in _succession.lost_devices(document, before)
         ]
-        self._lost_chains = [self._chain_part("", spec) for spec in _succession.lost_chains(document, before)]
+        self._lost_chains = [self._chain_part("", spec) for spec in self._chains_to_lose()]
         self._resolver = self._resolver_part()
+
+    def _chains_to_lose(self) -> list[ChainSpec]:
+        lost = _succession.lost_chains(self.document, self.before)
+        if self.document.leftovers is None:
+            return lost
+        families = _succession.acl_families(self.document.leftovers)
+        return _succession.with_acl_parts(lost, {each: read_all(self._run, each) for each in families})
 
     def _resolver_part(self) -> Part | None:
         """Only where the document has or had one: it is one for the whole host, maybe another document's."""

@@ -135,7 +135,7 @@ def _peer_reasons(address: Address, relay: Relay, now_s: float) -> list[str]:
         return [f"there was no handshake with {who} yet: it has to call first"]
     return [
         (
-            f"there was no handshake with {who} yet: does UDP reach it, is its relay running, "
-            "and does it know this host's public key?"
+            f"there was no handshake with {who} yet: does UDP reach it, is its relay running, does it know "
+            "this host's public key, and have both the same pre-shared key?"
         )
     ]

@@ -72,7 +72,9 @@ def parse(text: str) -> list[Container]:
 
 
 def of_interface(containers: Iterable[Container], interface: str) -> Container | None:
-    return next((container for container in containers if container.interface == interface), None)
+    """Of two, of which one is to take over from the other, one that runs."""
+    ordered = sorted(containers, key=lambda container: (not container.runs, container.name))
+    return next((container for container in ordered if container.interface == interface), None)
 
 
 def _container(item: dict[str, Any]) -> Container:

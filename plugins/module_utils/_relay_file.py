@@ -20,6 +20,8 @@ from typing import Any
 
 from . import _x25519
 from ._relay_failover import PRIORITY_MAX, Group
+from ._relay_limits import Limits, limits_in_file
+from ._relay_records import Records, records_in_file
 
 HEADER = "# Managed by culvert.vpn: changes made here are lost at the next run.\n"
 #: Begins the line of the header that says which state of the fleet's registry the peers come from.
@@ -30,6 +32,8 @@ _KEEPALIVE_MAX_S = 65535
 _FWMARK_MAX = 2**32 - 1
 #: What seals and opens packets. The first is what the relay does when the file says nothing.
 BATCHES = ("auto", "compiled", "python")
+#: Which of a relay's identities a peer belongs to.
+LOCAL_KEYS = PRIMARY, ALTERNATE = "primary", "alternate"
 #: The kernel's offloads by the relay's names, in the order in which they are written.
 OFFLOADS = ("tso", "uso", "gso", "gro")
 
@@ -43,6 +47,10 @@ class FilePeer:
     :ivar keepalive_s: 0 for none.
     :ivar preshared_key_file: a path, empty for none.
     :ivar failover: priority in the failover group, ``None`` for no member.
+    :ivar local_key: which of our identities it belongs to, one of ``LOCAL_KEYS``.
+    :ivar succeeds: public key of the peer whose place it is about to take, empty for none. It has no prefixes
+        and no priority of its own then.
+    :ivar limits: when it ends, and how much it may send and receive.
     """
 
     public_key: str
@@ -52,16 +60,22 @@ class FilePeer:
     keepalive_s: int = 0
     preshared_key_file: str = ""
     failover: int | None = None
+    local_key: str = PRIMARY
+    succeeds: str = ""
+    limits: Limits = field(default_factory=Limits)
 
     def options(self) -> list[tuple[str, str]]:
         """What is written into the section, in this order."""
         every = [
             ("PublicKey", self.public_key),
+            ("LocalKey", "" if self.local_key == PRIMARY else self.local_key),
+            ("Succeeds", self.succeeds),
             ("PresharedKeyFile", self.preshared_key_file),
             ("AllowedIPs", ", ".join(self.allowed_ips)),
             ("Endpoint", self.endpoint),
             ("PersistentKeepalive", str(self.keepalive_s or "")),
             ("Failover", "" if self.failover is None else str(self.failover)),
+            *self.limits.options(),
         ]
         return [(name, value) for name, value in every if value]
 
@@ -82,6 +96,8 @@ class FileConfig:
     :ivar inline_key: only in files that others wrote: the private key itself.
     :ivar failover: ``None`` without a failover group.
     :ivar registry_id: of the state of the fleet's registry that the peers come from, empty for none.
+    :ivar alternate_key_file: with the private key of the identity that is about to follow, empty for none.
+    :ivar records: what the relay keeps a record of.
     """
 
     private_key_file: str = ""
@@ -93,16 +109,20 @@ class FileConfig:
     inline_key: _x25519.SecretKey | None = field(default=None, repr=False)
     failover: Group | None = None
     registry_id: str = ""
+    alternate_key_file: str = ""
+    records: Records = field(default_factory=Records)
 
     def options(self) -> list[tuple[str, str]]:
         """What is written into the section ``[Interface]``, in this order."""
         every = [
             ("PrivateKeyFile", self.private_key_file),
+            ("AlternatePrivateKeyFile", self.alternate_key_file),
             ("ListenPort", str(self.listen_port or "")),
             ("FwMark", str(self.fwmark or "")),
             ("Batch", "" if self.batch == BATCHES[0] else self.batch),
             ("DisableOffloads", ", ".join(self.disable_offloads)),
             *(self.failover.options() if self.failover else []),
+            *self.records.options(),
         ]
         return [(name, value) for name, value in every if value]
 
@@ -161,6 +181,8 @@ def parse(text: str) -> FileConfig:
         inline_key=_x25519.SecretKey(inline_key) if inline_key else None,
         failover=_group(interface),
         registry_id=registry_id_of(text),
+        alternate_key_file=interface.get("alternateprivatekeyfile", ""),
+        records=records_in_file(interface),
     )
 
 
@@ -223,6 +245,9 @@ def _peer(options: Mapping[str, str]) -> FilePeer:
         keepalive_s=_number(options.get("persistentkeepalive", ""), _KEEPALIVE_MAX_S),
         preshared_key_file=options.get("presharedkeyfile", inline),
         failover=_priority(options.get("failover", "")),
+        local_key=ALTERNATE if options.get("localkey", "").lower() == ALTERNATE else PRIMARY,
+        succeeds=options.get("succeeds", ""),
+        limits=limits_in_file(options),
     )
 
 

@@ -24,8 +24,9 @@ from typing import Any, Union
 from . import _x25519
 from ._core import Change, Plan, SpecError
 from ._relay_failover import group_lines
-from ._relay_file import FileConfig, FilePeer, item_of, parse, prefix_of, render
+from ._relay_file import PRIMARY, FileConfig, FilePeer, item_of, parse, prefix_of, render
 from ._relay_peers_spec import PeersSpec, literal_address
+from ._relay_succession import promoted
 from ._uapi import Peer, Relay
 
 FILE_MODE = 0o640
@@ -50,6 +51,8 @@ class Observed:
     :ivar preshared: the pre-shared keys by their path.
     :ivar addresses: for endpoints that may have to be sent: ``address:port``, ``None`` for a name that cannot
         be resolved.
+    :ivar alternate: the private key of the alternate identity; ``None`` without one.
+    :ivar known_alternate: public key of the alternate identity that the running relay has, or else the file.
     """
 
     text: str | None = None
@@ -62,6 +65,13 @@ class Observed:
     identity: str | None = None
     preshared: Mapping[str, _x25519.SecretKey] = field(default_factory=dict)
     addresses: Mapping[str, str | None] = field(default_factory=dict)
+    alternate: _x25519.SecretKey | None = None
+    known_alternate: str | None = None
+
+    @property
+    def promotes(self) -> bool:
+        """Whether the relay's identity is to be what is its alternate one now."""
+        return self.public_key is not None and self.public_key == self.known_alternate != self.identity
 
     @property
     def config(self) -> FileConfig:
@@ -84,6 +94,16 @@ class _Difference:
 
     def change(self, item: str, action: str, data: Any) -> Change:
         return Change(item, self.before or None, self.after or None, action, data)
+
+
+def laid_open(spec: PeersSpec, observed: Observed) -> list[str]:
+    """The peers, by name where they have one, that had a pre-shared key and are to have none any more."""
+    had = {peer.public_key for peer in observed.config.peers if peer.preshared_key_file}
+    return [
+        peer.name or peer.public_key
+        for peer in spec.config.peers
+        if peer.public_key in had and not peer.preshared_key_file
+    ]
 
 
 # --- Plan ---------------------------------------------------------------------------------------------------
@@ -154,7 +174,7 @@ def _guard_own_key(spec: PeersSpec, observed: Observed) -> None:
 
 
 def _guard_identity(spec: PeersSpec, observed: Observed) -> None:
-    if spec.allow_identity_change or observed.identity in (None, observed.public_key):
+    if spec.allow_identity_change or observed.identity in (None, observed.public_key) or observed.promotes:
         return
     path = spec.config.private_key_file
     now = f"holds the key of {observed.public_key}" if observed.public_key else "does not exist"
@@ -172,7 +192,8 @@ def _guard_removal(spec: PeersSpec, observed: Observed) -> None:
     if observed.relay is not None:
         names.update({peer.public_key: names.get(peer.public_key, "") for peer in observed.relay.peers})
     wanted = _by_key(spec.config.peers)
-    gone = [name or key for key, name in names.items() if key not in wanted]
+    followed = {peer.succeeds for peer in observed.config.peers if peer.public_key in wanted}
+    gone = [name or key for key, name in names.items() if key not in wanted and key not in followed]
     if spec.allow_removal or len(gone) <= FEW_PEERS or 2 * len(gone) <= len(names):
         return
     some = ", ".join(gone[:_NAMES_SHOWN]) + (", …" if len(gone) > _NAMES_SHOWN else "")
@@ -221,7 +242,7 @@ def _relay_difference(spec: PeersSpec, observed: Observed, relay: Relay) -> _Dif
         name = in_file[gone.public_key].name if gone.public_key in in_file else ""
         difference.note(item_of(gone.public_key), _shown(gone, name), None)
         difference.lines += [_public_key(gone.public_key), ("remove", "true")]
-    running = _by_key(relay.peers)
+    running = _by_key(promoted(relay.peers) if observed.promotes else relay.peers)
     for peer in spec.config.peers:
         current = running.get(peer.public_key)
         target = _target(observed, peer, current, in_file.get(peer.public_key))
@@ -246,6 +267,10 @@ def _interface_difference(difference: _Difference, spec: PeersSpec, observed: Ob
     if observed.key is not None and observed.public_key != relay.public_key:
         before["public key"], after["public key"] = relay.public_key, observed.public_key
         difference.lines.append(("private_key", observed.key))
+    alternate = observed.alternate.public_key() if observed.alternate else None
+    if alternate != (None if observed.promotes else relay.alternate_key):
+        before["alternate public key"], after["alternate public key"] = relay.alternate_key, alternate
+        difference.lines.append(("alternate_private_key", observed.alternate or _x25519.NO_KEY))
     port, fwmark = spec.config.listen_port, spec.config.fwmark
     if port not in (0, relay.listen_port):
         before["ListenPort"], after["ListenPort"] = relay.listen_port, port
@@ -279,6 +304,9 @@ def _target(observed: Observed, wanted: FilePeer, current: Peer | None, in_file:
         persistent_keepalive_s=wanted.keepalive_s,
         preshared_key=preshared_key,
         failover=wanted.failover,
+        local_key=wanted.local_key,
+        succeeds=wanted.succeeds,
+        limits=wanted.limits,
     )
 
 
@@ -286,6 +314,10 @@ def _peer_lines(current: Peer | None, target: Peer) -> list[Line]:
     """The request's lines for one peer; empty when there is nothing to do."""
     base = current or Peer(target.public_key)
     lines: list[Line] = []
+    if target.local_key != base.local_key:
+        lines.append(("local_key", target.local_key))
+    if target.succeeds != base.succeeds:
+        lines.append(("succeeds", (_x25519.from_base64(target.succeeds.encode()) or bytes(32)).hex()))
     if target.preshared_key != base.preshared_key:
         lines.append(("preshared_key", target.preshared_key or _x25519.NO_KEY))
     if target.endpoint and target.endpoint != base.endpoint:
@@ -294,6 +326,7 @@ def _peer_lines(current: Peer | None, target: Peer) -> list[Line]:
         lines.append(("persistent_keepalive_interval", str(target.persistent_keepalive_s)))
     if target.failover != base.failover:
         lines.append(("failover", "none" if target.failover is None else str(target.failover)))
+    lines += target.limits.lines(base.limits)
     if set(target.allowed_ips) != {prefix_of(prefix) for prefix in base.allowed_ips}:
         # Whole, for one peer: the API takes a prefix from whoever had it, all within one request.
         lines.append(("replace_allowed_ips", "true"))
@@ -317,4 +350,7 @@ def _shown(peer: Peer, name: str) -> dict[str, Any]:
         "PersistentKeepalive": peer.persistent_keepalive_s,
         "PresharedKey": "yes" if peer.preshared_key else "no",
         **({} if peer.failover is None else {"Failover": peer.failover}),
+        **({} if peer.local_key == PRIMARY else {"LocalKey": peer.local_key}),
+        **({"Succeeds": peer.succeeds} if peer.succeeds else {}),
+        **dict(peer.limits.options()),
     }

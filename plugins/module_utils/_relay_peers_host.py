@@ -19,11 +19,23 @@ from . import _x25519
 from ._core import Change, HostError, PlainBackend, Plan, SpecError
 from ._files import read_text, write_text
 from ._relay_file import FileConfig, parse
-from ._relay_peers import FILE_MODE, Line, Observed, endpoints_to_send, plan
+from ._relay_peers import FILE_MODE, Line, Observed, endpoints_to_send, laid_open, plan
 from ._relay_peers_spec import PeersSpec, literal_address, split_endpoint
 from ._uapi import Refused, Relay, configure, query_all
 
 _KEY_FILE_MAX_BYTES = 4096
+#: What relays of older images refuse, by the keys of the request.
+_NEWER = {
+    "failover groups": (
+        "failover",
+        "failover_timeout_ms",
+        "failover_return_ms",
+        "failover_allowed_ip",
+        "replace_failover_allowed_ips",
+    ),
+    "a second identity": ("alternate_private_key", "local_key", "succeeds"),
+    "limits of peers": ("expires_at", "rate_limit_bps", "quota_bytes", "quota_period"),
+}
 
 
 class PeersBackend(PlainBackend):
@@ -44,8 +56,8 @@ class PeersBackend(PlainBackend):
         mode, owner, group = self._protection(text)
         config = parse(text or "")
         relay = query_all(spec.socket_path)
-        key = self._own_key()
-        if relay is not None and config.disable_offloads != spec.config.disable_offloads:
+        key, alternate = self._own_key(), self._alternate_key()
+        if relay is not None and _of_the_file_alone(config) != _of_the_file_alone(spec.config):
             self._reload = True
         return Observed(
             text=text,
@@ -56,6 +68,8 @@ class PeersBackend(PlainBackend):
             key=key,
             public_key=key.public_key() if key else None,
             identity=relay.public_key if relay is not None else self._identity_of(config),
+            alternate=alternate,
+            known_alternate=relay.alternate_key if relay else _public_key(config.alternate_key_file),
             preshared=self._preshared_keys(),
             addresses=self._addresses(config, relay) if relay is not None else {},
         )
@@ -78,17 +92,20 @@ class PeersBackend(PlainBackend):
             )
         return key
 
+    def _alternate_key(self) -> _x25519.SecretKey | None:
+        path = self.spec.config.alternate_key_file
+        key = _read_key("alternate_private_key_file", path) if path else None
+        if path and key is None and not self.check_mode:
+            raise SpecError("alternate_private_key_file", f"{path} does not exist")
+        return key
+
     def _identity_of(self, config: FileConfig) -> str | None:
         """Who a relay started with the file as it is would be, where that names another key than ours."""
         if config.inline_key is not None:
             return config.inline_key.public_key()
         if config.private_key_file in ("", self.spec.config.private_key_file):
             return None
-        try:
-            key = _read_key("", config.private_key_file)
-        except (SpecError, HostError):
-            return None  # no relay can start with it
-        return key.public_key() if key else None
+        return _public_key(config.private_key_file)
 
     def _preshared_keys(self) -> dict[str, _x25519.SecretKey]:
         keys = {}
@@ -124,6 +141,11 @@ class PeersBackend(PlainBackend):
             for endpoint, address in observed.addresses.items()
             if address is None
         ]
+        self.warnings += [
+            f"{name} had a pre-shared key and has none any more; if nobody has meant that, somebody else may "
+            "have changed what the two agreed on"
+            for name in laid_open(self.spec, observed)
+        ]
         return steps
 
     def apply(self, change: Change) -> None:
@@ -138,7 +160,8 @@ class PeersBackend(PlainBackend):
         try:
             configure(self.spec.socket_path, lines)
         except Refused as refusal:
-            if refusal.code != errno.EINVAL or not any("failover" in key for key, _value in lines):
+            unknown = [what for what, keys in _NEWER.items() if any(key in keys for key, _value in lines)]
+            if refusal.code != errno.EINVAL or not unknown:
                 raise
             if self.spec.replaced:
                 self.warnings.append(
@@ -146,8 +169,8 @@ class PeersBackend(PlainBackend):
                 )
                 return
             raise HostError(
-                f"{refusal}. Its image does not know failover groups: upgrade that (of the role, "
-                "relay_image), or give the host one server. Nothing was changed"
+                f"{refusal}. Its image does not know {' and '.join(unknown)}: upgrade that (of the role, "
+                "relay_image), or do without. Nothing was changed"
             ) from None
 
     def _kept(self, owner: int, group: int) -> tuple[int, int]:
@@ -164,6 +187,21 @@ class PeersBackend(PlainBackend):
             "public_key": observed.public_key,
             "reload": self._reload,
         }
+
+
+def _public_key(path: str) -> str | None:
+    """That of the private key in a file; ``None`` where there is none that a relay could start with."""
+    try:
+        key = _read_key("", path) if path else None
+    except (SpecError, HostError):
+        return None
+    return key.public_key() if key else None
+
+
+def _of_the_file_alone(config: FileConfig) -> tuple[object, ...]:
+    """What a relay cannot be told on its control socket. Names of peers are in its events."""
+    names = {peer.public_key: peer.name for peer in config.peers} if config.records.events else {}
+    return config.disable_offloads, config.records, names
 
 
 def _read_key(option: str, path: str) -> _x25519.SecretKey | None:

@@ -19,7 +19,19 @@ from . import _x25519
 from ._accounts import account_number
 from ._options import Options
 from ._relay_failover import DEFAULT_RETURN_S, DEFAULT_TIMEOUT_S, PRIORITY_MAX, Group
-from ._relay_file import BATCHES, OFFLOADS, FileConfig, FilePeer, name_of, offloads_of
+from ._relay_file import (
+    ALTERNATE,
+    BATCHES,
+    LOCAL_KEYS,
+    OFFLOADS,
+    PRIMARY,
+    FileConfig,
+    FilePeer,
+    name_of,
+    offloads_of,
+)
+from ._relay_limits import Limits, limits_of
+from ._relay_records import Records
 from ._uapi import interface_name, socket_path_of
 
 CONFIG_DIRECTORY = "/etc/culvert"
@@ -92,6 +104,8 @@ class PeersSpec:
                 peers=peers,
                 failover=_group(options.mapping("failover"), peers),
                 registry_id=descent.id,
+                alternate_key_file=_alternate_key_file(options, peers),
+                records=_records(options),
             ),
             owner=account_number(options, "owner"),
             group=account_number(options, "group"),
@@ -111,6 +125,27 @@ def _path(options: Options, option: str, default: str = "") -> str:
     if "#" in path or path != path.strip() or not path.isprintable():
         raise options.refuse(option, f"{path!r} cannot be written into the configuration: '#' or white space")
     return path
+
+
+def _records(options: Options) -> Records:
+    usage_file, syslog = options.text("usage_file"), options.text("events_syslog")
+    return Records(
+        _path(options, "usage_file") if usage_file else "",
+        options.flag("events", False),
+        _path(options, "events_syslog") if syslog else "",
+    )
+
+
+def _alternate_key_file(options: Options, peers: tuple[FilePeer, ...]) -> str:
+    """:raises SpecError: it is no path, or a peer belongs to an identity that there is not."""
+    if options.text("alternate_private_key_file"):
+        return _path(options, "alternate_private_key_file")
+    for position, peer in enumerate(peers):
+        if peer.local_key == ALTERNATE:
+            raise options.refuse(
+                "alternate_private_key_file", f"is required, as peers[{position}] belongs to that identity"
+            )
+    return ""
 
 
 def _offloads(options: Options) -> tuple[str, ...]:
@@ -135,7 +170,24 @@ def _peers(entries: list[Options], check_mode: bool) -> tuple[FilePeer, ...]:
             if owners.setdefault(prefix, where) != where:
                 raise entry.refuse("allowed_ips", f"{prefix} belongs to {owners[prefix]} already")
         peers.append(peer)
+    _check_succession(entries, peers)
     return tuple(peers)
+
+
+def _check_succession(entries: list[Options], peers: list[FilePeer]) -> None:
+    """:raises SpecError: a peer succeeds nobody, or one that is a successor, or has prefixes of its own."""
+    older = {peer.public_key for peer in peers if peer.public_key and not peer.succeeds}
+    followed: set[str] = set()
+    for entry, peer in zip(entries, peers):
+        if not peer.succeeds:
+            continue
+        if peer.succeeds not in older:
+            raise entry.refuse("succeeds", "is no peer of this list, or one that succeeds another itself")
+        if peer.succeeds in followed:
+            raise entry.refuse("succeeds", "is the peer that another one succeeds already")
+        if peer.allowed_ips or peer.failover is not None:
+            raise entry.refuse("succeeds", "takes over prefixes and failover, so it has none of its own")
+        followed.add(peer.succeeds)
 
 
 def _peer(entry: Options, check_mode: bool) -> FilePeer:
@@ -158,9 +210,21 @@ def _peer(entry: Options, check_mode: bool) -> FilePeer:
         keepalive_s=entry.integer("persistent_keepalive", 0, 65535, 0) or 0,
         preshared_key_file=(_path(entry, "preshared_key_file") if entry.text("preshared_key_file") else ""),
         failover=entry.integer("failover", 0, PRIORITY_MAX),
+        local_key=entry.required("local_key", PRIMARY, LOCAL_KEYS),
+        succeeds=entry.text("succeeds") or "",
+        limits=_limits(entry),
     )
     entry.done()
     return peer
+
+
+def _limits(entry: Options) -> Limits:
+    names = ("expires_at", "rate_limit", "quota", "quota_period")
+    try:
+        return limits_of({name: entry.text(name) for name in names})
+    except ValueError as error:
+        name, wrong = error.args
+        raise entry.refuse(name, wrong) from None
 
 
 def _allowed_ips(entry: Options) -> tuple[str, ...]:

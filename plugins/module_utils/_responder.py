@@ -105,7 +105,7 @@ def ask_address(responder: Responder, timeout_s: float) -> tuple[str | None, str
         connection.request("GET", "/")
         body = connection.getresponse().read(200).decode("ascii", "replace")
     except (OSError, http.client.HTTPException) as error:
-        return None, str(getattr(error, "strerror", None) or error or type(error).__name__)
+        return None, getattr(error, "strerror", None) or str(error) or type(error).__name__
     finally:
         connection.close()
     return body.strip(), ""
@@ -214,7 +214,7 @@ def _transfer(responder: Responder, move: _Move, size: int, timeout_s: float) ->
         moved = move(connection, size, start_s + _TRANSFER_S)
         took_s = max(time.monotonic() - start_s, 1e-6)
     except (OSError, http.client.HTTPException) as error:
-        return Transfer(trouble=str(getattr(error, "strerror", None) or error or type(error).__name__))
+        return Transfer(trouble=getattr(error, "strerror", None) or str(error) or type(error).__name__)
     finally:
         connection.close()
     return Transfer(mbit=round(moved * 8 / took_s / 1e6, 1))

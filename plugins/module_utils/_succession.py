@@ -9,13 +9,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ._chain import ChainSpec
 from ._document import Document
+from ._iptables import Tables
 from ._routing import RoutingState
 from ._routing_spec import RULE_WINDOW, TableSpec
 from ._tun import TunSpec
+
+#: The chain that clients' ACLs begin with. Where a list is long it is cut, and each part is called by that
+#: and a hash (plugin_utils/_acl.py), so nobody can list those names beforehand.
+ACL_CHAIN = "CULVERT-ACL"
+ACL_TABLE = "mangle"
+_ACL_PART = re.compile(re.escape(ACL_CHAIN) + r"-[0-9A-F]{8}", re.ASCII)
 
 
 def with_former_places(document: Document, before: Document) -> list[TableSpec]:
@@ -99,3 +108,41 @@ def lost_chains(document: Document, before: Document) -> list[ChainSpec]:
             other = "legacy" if new.backend == "nft" else "nft"
             lost.append(replace(chain, present=False, backend=other))
     return lost
+
+
+def acl_families(leftovers: Document) -> list[str]:
+    """Address families of which clients' ACLs are among what is to go."""
+    return [
+        chain.family
+        for chain in leftovers.chains
+        if (chain.name, chain.table) == (ACL_CHAIN, ACL_TABLE) and not chain.present
+    ]
+
+
+def with_acl_parts(chains: Iterable[ChainSpec], found: dict[str, list[Tables]]) -> list[ChainSpec]:
+    """The chains that are to go, and with them what is there of ACLs' parts, without which those that such a
+    part leads to could not go. Those that lead to a part go before it.
+
+    :param chains: as :func:`lost_chains` has them.
+    :param found: by address family, the tables of each backend.
+    """
+    chains = list(chains)
+    known = {(chain.family, chain.name) for chain in chains}
+    made = []
+    for family, backends in found.items():
+        names = {
+            name
+            for tables in backends
+            if ACL_TABLE in tables
+            for name in tables[ACL_TABLE].policies
+            if _ACL_PART.fullmatch(name) and (family, name) not in known
+        }
+        made += [
+            ChainSpec(name=name, present=False, table=ACL_TABLE, family=family) for name in sorted(names)
+        ]
+    heads = ACL_CHAIN, f"{ACL_CHAIN}-ANSWERS"
+    return [
+        *(chain for chain in chains if chain.name in heads),
+        *made,
+        *(chain for chain in chains if chain.name not in heads),
+    ]

@@ -27,6 +27,8 @@ from ._files import read_text
 from ._options import Options
 from ._relay_failover import Failover, parse_failover
 from ._relay_file import registry_id_of
+from ._relay_limits import Limits, Usage, parse_usage
+from ._relay_succession import Standing, Succession, parse_succession
 
 SOCKET_DIRECTORY = "/run/wireguard"
 # 1000 peers with a dozen allowed IPs each are 0.7 MB.
@@ -41,6 +43,9 @@ class Peer:
     :ivar latest_handshake_s: Unix time, 0 for never.
     :ivar preshared_key: ``None`` for none.
     :ivar failover: priority in the failover group, ``None`` for no member. Only :func:`query_all` tells.
+    :ivar limits: what the relay holds the peer to. Only :func:`query_all` tells.
+    :ivar local_key: which of the relay's identities it belongs to. Only :func:`query_all` tells.
+    :ivar succeeds: public key of the peer that it succeeds, empty for none. Only :func:`query_all` tells.
     """
 
     public_key: str
@@ -52,6 +57,9 @@ class Peer:
     persistent_keepalive_s: int = 0
     preshared_key: _x25519.SecretKey | None = field(default=None, repr=False)
     failover: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    local_key: str = "primary"
+    succeeds: str = ""
 
     def handshake_age_s(self, now_s: float) -> int | None:
         """Seconds since the latest handshake; ``None`` for never."""
@@ -62,6 +70,8 @@ class Peer:
 class Relay:
     """:ivar public_key: base64, ``None`` when the relay has no key.
     :ivar failover: ``None`` without a failover group. Only :func:`query_all` tells.
+    :ivar alternate_key: public key of its alternate identity, ``None`` without one. Only :func:`query_all`
+        tells.
     """
 
     public_key: str | None = None
@@ -69,6 +79,7 @@ class Relay:
     fwmark: int = 0
     peers: tuple[Peer, ...] = field(default_factory=tuple)
     failover: Failover | None = None
+    alternate_key: str | None = None
 
 
 class Refused(HostError):
@@ -103,6 +114,16 @@ class Rejection:
     count: int = 1
     age_s: int = 0
     detail: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As ``relay_info`` has it."""
+        return {
+            "reason": self.reason,
+            "endpoint": self.endpoint or None,
+            "public_key": self.public_key or None,
+            "count": self.count,
+            "age_s": self.age_s,
+        }
 
 
 def rejections(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> tuple[Rejection, ...] | None:
@@ -161,20 +182,68 @@ def failover(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Failover | None
     """The failover group of the relay behind the socket ``path``; ``None`` if it has none, or is none that
     knows the question.
     """
+    return parse_failover(_about(path, timeout_s))
+
+
+def usage(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> dict[str, Usage]:
+    """The peers of the relay behind the socket ``path`` that have a limit, by public key in base64; none of a
+    relay that does not know the question.
+    """
+    return parse_usage(_about(path, timeout_s))
+
+
+def _about(path: str, timeout_s: float) -> str:
+    """What our own relay says of itself; empty where nothing is listening, or another program."""
     try:
         reply = _exchange(path, b"culvert=1\n\n", timeout_s)
     except HostError:
-        return None
-    return None if reply is None else parse_failover(reply.decode("ascii", "replace"))
+        return ""
+    return "" if reply is None else reply.decode("ascii", "replace")
 
 
 def query_all(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Relay | None:
-    """As :func:`query`, with the failover group. A member's prefixes are its own then, without the group's.
+    """As :func:`query`, with the failover group and the peers' limits. A member's prefixes are its own then,
+    without the group's.
 
     :raises HostError: as :func:`query`.
     """
     relay = query(path, timeout_s)
-    return None if relay is None else with_failover(relay, failover(path, timeout_s))
+    if relay is None:
+        return None
+    about = _about(path, timeout_s)
+    found = with_limits(with_failover(relay, parse_failover(about)), parse_usage(about))
+    return with_succession(found, parse_succession(about))
+
+
+def with_succession(relay: Relay, found: Succession) -> Relay:
+    """Pure part of :func:`query_all`: what was a peer's before its successor took over is that peer's."""
+    if not found.alternate_key and not found.peers:
+        return relay
+    heirs = {known.succeeds: key for key, known in found.peers.items() if known.succeeds}
+    by_key = {peer.public_key: peer for peer in relay.peers}
+    peers = []
+    for peer in relay.peers:
+        heir = by_key.get(heirs.get(peer.public_key, ""))
+        known = found.peers.get(peer.public_key, Standing())
+        if heir is not None:
+            priority = heir.failover if peer.failover is None else peer.failover
+            own = tuple(dict.fromkeys([*peer.allowed_ips, *heir.allowed_ips]))
+            peer = replace(peer, allowed_ips=own, failover=priority)
+        elif known.succeeds in by_key:
+            peer = replace(peer, allowed_ips=(), failover=None)
+        peers.append(replace(peer, local_key=known.local_key, succeeds=known.succeeds))
+    return replace(relay, peers=tuple(peers), alternate_key=found.alternate_key or None)
+
+
+def with_limits(relay: Relay, found: Mapping[str, Usage]) -> Relay:
+    """Pure part of :func:`query_all`."""
+    if not found:
+        return relay
+    peers = [
+        replace(peer, limits=found[peer.public_key].limits) if peer.public_key in found else peer
+        for peer in relay.peers
+    ]
+    return replace(relay, peers=tuple(peers))
 
 
 def with_failover(relay: Relay, found: Failover | None) -> Relay:
@@ -189,6 +258,20 @@ def with_failover(relay: Relay, found: Failover | None) -> Relay:
             own = tuple(prefix for prefix in own if prefix not in found.group.allowed_ips)
         peers.append(replace(peer, allowed_ips=own, failover=priority))
     return replace(relay, peers=tuple(peers), failover=found)
+
+
+def instance(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> str | None:
+    """The name that the process behind the socket ``path`` was given (``CULVERT_INSTANCE``), empty where it
+    has none; ``None`` if nobody answers.
+    """
+    try:
+        reply = _exchange(path, b"culvert=1\n\n", timeout_s)
+    except HostError:
+        return None
+    if reply is None:
+        return None
+    lines = (line.partition("=") for line in reply.decode("ascii", "replace").splitlines())
+    return next((value for key, _equals, value in lines if key == "instance"), "")
 
 
 def configure(
@@ -309,12 +392,14 @@ def info(params: Mapping[str, Any]) -> dict[str, Any]:
     config_path = options.text("config_path")
     options.done()
     relay = query(path)
-    group = failover(path) if relay is not None else None
+    about = _about(path, DEFAULT_TIMEOUT_S) if relay is not None else ""
+    group, limited, succession = parse_failover(about), parse_usage(about), parse_succession(about)
     text = read_text(config_path) if config_path else None
     now_s = time.time()
     return {
         "running": relay is not None,
         "public_key": relay.public_key if relay else None,
+        "alternate_public_key": succession.alternate_key or None,
         "listen_port": relay.listen_port if relay else None,
         "fwmark": relay.fwmark if relay else None,
         "peers": [
@@ -327,9 +412,12 @@ def info(params: Mapping[str, Any]) -> dict[str, Any]:
                 "rx_bytes": peer.rx_bytes,
                 "tx_bytes": peer.tx_bytes,
                 "persistent_keepalive_s": peer.persistent_keepalive_s,
+                **succession.peers.get(peer.public_key, Standing()).as_dict(),
+                "limits": limited[peer.public_key].as_dict() if peer.public_key in limited else {},
             }
             for peer in (relay.peers if relay else ())
         ],
         "failover": group.as_dict() if group else {},
+        "rejections": [rejection.as_dict() for rejection in parse_rejections(about) or ()],
         "registry_id": registry_id_of(text or "") or None,
     }

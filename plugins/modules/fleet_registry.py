@@ -17,6 +17,9 @@ description:
   - The fleet is the groups C(vpn_servers) and C(vpn_clients) of the inventory. Their variables are read as
     the inventory has them (C(relay_address) and C(relay_address6), which pin an address, C(client_networks),
     C(server_site_networks), C(client_servers), C(client_acl), C(server_drain)).
+  - Devices that Ansible does not manage are in it as well, as the servers' variable C(external_peers) lists
+    them. Any run that writes the registry gives an address to those that are new, and takes out those that
+    are not in the list any more.
   - Of hosts that are still in the play, their facts are read as well - C(relay_identity) with C(public_key),
     C(endpoint), C(addresses) (those that the host's tunnel has now), C(ipv6) (whether the host has it) and
     C(registry_id); C(culvert_host) of M(culvert.vpn.host_facts) for what is not in it; C(relay_path) with
@@ -57,9 +60,16 @@ options:
       - V(joined) gives an address to hosts that have none, and writes down what is known of the hosts that
         are still in the play. A run for the whole inventory takes out who is not in the inventory any more;
         one that is limited takes out nobody. It is repeated when more is known, such as C(relay_path).
+      - V(devices) does the same for the devices of C(external_peers) alone, and believes no fact of any host.
+      - V(agreed) writes down what hosts have agreed with M(culvert.vpn.relay_agreement) since V(joined). Each
+        host's task that did so has registered C(culvert_agreed). The agreements are public, and kept in a
+        folder beside the file.
+      - V(derived) is for when those who are here have the keys that others agreed on with them. It writes
+        down of whom they are told without a key all the same. Of a pair of which one side has left the play
+        since, the other is told without a key, too, if it is new to it.
       - V(forgotten) takes O(hosts) out. An empty registry is removed.
     type: str
-    choices: [check, joined, forgotten]
+    choices: [check, joined, devices, agreed, derived, forgotten]
     required: true
   network:
     description:
@@ -77,6 +87,11 @@ options:
     type: list
     elements: str
     default: []
+  expected:
+    description:
+      - With O(state=agreed), what V(joined) returned as RV(agree). Nothing else is taken.
+    type: dict
+    default: {}
   max_removals:
     description:
       - How many hosts a run may take out because they are not in the inventory any more.
@@ -161,6 +176,51 @@ servers_absent:
   returned: success
   type: list
   elements: str
+agree:
+  description:
+    - By host, with whom it is to agree on a pre-shared key, as O(culvert.vpn.relay_agreement#module:agree)
+      takes it. Tunnels that have none keep going without.
+  returned: with O(state=joined)
+  type: dict
+  sample: {"client1": [{"name": "gate1", "from": "…", "public_key": "…", "replaces": ""}]}
+kems:
+  description: ML-KEM-768 keys of those that are agreed with, O(culvert.vpn.relay_agreement#module:kems).
+  returned: with O(state=joined)
+  type: dict
+derive:
+  description:
+    - With O(state=agreed), by host, the agreements of which it does not have the key yet, as
+      O(culvert.vpn.relay_agreement#module:derive) takes them.
+    - With O(state=joined), a list of the hosts that will have some.
+  returned: with O(state=joined) and O(state=agreed)
+  type: raw
+stale:
+  description: By host, ids of pre-shared keys that it has and does not need any more.
+  returned: with O(state=joined)
+  type: dict
+lost:
+  description:
+    - Pairs of hosts, C(name) and C(other), that had agreed on a pre-shared key that the other does not have
+      and cannot get any more. The agreement is gone or was altered, or the other has lost its ML-KEM-768 key.
+      Their next agreement is a new one.
+  returned: with O(state=joined)
+  type: list
+  elements: dict
+agreed:
+  description: Pairs of O(expected), C(name) and C(other), that have agreed.
+  returned: with O(state=agreed)
+  type: list
+  elements: dict
+not_agreed:
+  description: Pairs of O(expected) that have not.
+  returned: with O(state=agreed)
+  type: list
+  elements: dict
+without_key:
+  description:
+    - How many tunnels of the hosts in the play have no pre-shared key although both sides would have one.
+  returned: with O(state=joined)
+  type: int
 problems:
   description: What is wrong, a sentence each.
   returned: on failure
@@ -172,7 +232,12 @@ from ansible.module_utils.basic import AnsibleModule
 
 ARGUMENTS = {
     "path": {"type": "path", "required": True},
-    "state": {"type": "str", "choices": ["check", "joined", "forgotten"], "required": True},
+    "state": {
+        "type": "str",
+        "choices": ["check", "joined", "devices", "agreed", "derived", "forgotten"],
+        "required": True,
+    },
+    "expected": {"type": "dict", "default": {}},
     "network": {"type": "str"},
     "network6": {"type": "str", "default": ""},
     "hosts": {"type": "list", "elements": "str", "default": []},

@@ -52,6 +52,12 @@ options:
     description:
       - Container image to look for.
     type: str
+  images:
+    description:
+      - More images to look for, by name.
+    type: list
+    elements: str
+    default: []
   containers:
     description:
       - Containers to look for.
@@ -169,13 +175,17 @@ ansible_facts:
           elements: str
           sample: []
         image:
-          description: Of O(image) C(id), C(layers) and C(labels), empty if it is not there.
+          description: Of O(image) C(id), C(layers), C(labels) and C(tags), empty if it is not there.
+          type: dict
+          sample: {}
+        images:
+          description: The same for each of O(images).
           type: dict
           sample: {}
         containers:
           description:
-            - For each of O(containers) C(status), C(image), C(labels), C(environment), and of its C(options)
-              those that this collection's roles set. Empty if it is not there.
+            - For each of O(containers) C(status), C(restarts), C(image), C(labels), C(environment), and of
+              its C(options) those that this collection's roles set. Empty if it is not there.
           type: dict
           sample: {}
         config_dir:
@@ -197,6 +207,13 @@ ansible_facts:
           type: list
           elements: str
           sample: ["10.86.0.7/16"]
+        agreement:
+          description:
+            - Public ML-KEM-768 keys (C(kem) and, in a rotation, C(next_kem)), the C(next_public_key), and the
+              C(ids) of the pre-shared keys that are there, separated by blanks.
+            - Of each peer that is C(called), by public key, the id of its pre-shared key, empty without one.
+          type: dict
+          sample: {"kem": "", "next_kem": "", "next_public_key": "", "ids": "", "called": {}}
         registry_id:
           description: Which registry the relay's peers are from, V(null) if that is not known.
           type: str
@@ -219,6 +236,7 @@ def main() -> None:
             "config_dir": {"type": "path", "default": "/etc/culvert"},
             "packages": {"type": "list", "elements": "str", "default": []},
             "image": {"type": "str"},
+            "images": {"type": "list", "elements": "str", "default": []},
             "containers": {"type": "list", "elements": "str", "default": []},
             "files": {"type": "list", "elements": "path", "default": []},
         },

@@ -72,6 +72,12 @@ public_key:
   returned: success
   type: str
   sample: hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=
+alternate_public_key:
+  description:
+    - Public key of the relay's next identity in base64, V(null) where it has none (C(docs/rotation.md)).
+  returned: success
+  type: str
+  sample: null
 listen_port:
   description: UDP port the relay listens on.
   returned: success
@@ -121,6 +127,56 @@ peers:
       description: Interval of keepalives to the peer in seconds, V(0) for none.
       type: int
       sample: 25
+    limits:
+      description: What the relay holds the peer to, empty for a peer without limits.
+      type: dict
+      contains:
+        expires_at:
+          description: When the peer is not let in any more, V(null) for never.
+          type: str
+          sample: "2027-06-30T22:00:00Z"
+        rate_limit_bps:
+          description: Bits per second, each way, V(null) for any.
+          type: int
+          sample: 20000000
+        quota_bytes:
+          description: Bytes that it may send and receive in a period, V(null) for any.
+          type: int
+          sample: 50000000000
+        quota_period:
+          description: V(month), V(day) or V(total), V(null) without a quota.
+          type: str
+          sample: month
+        quota_used_bytes:
+          description: Bytes of the present period.
+          type: int
+          sample: 1234567
+        quota_resets_at:
+          description: When the next period begins, V(null) for never.
+          type: str
+          sample: "2026-12-01T00:00:00Z"
+        barred:
+          description: Why the peer is not let in now, V(expired) or V(quota), V(null) if it is.
+          type: str
+          sample: quota
+        dropped_packets:
+          description: Packets that the rate limit has dropped since the relay runs.
+          type: int
+          sample: 17
+    local_key:
+      description: By which of the relay's identities the peer knows it, V(primary) or V(alternate).
+      type: str
+      sample: primary
+    succeeds:
+      description: Public key in base64 of the peer whose place this one takes, V(null) for none.
+      type: str
+      sample: null
+    succession:
+      description:
+        - V(waiting) while the older peer carries, V(active) when this one does, V(silent) when it did and the
+          older one has taken back. V(null) for a peer that succeeds nobody.
+      type: str
+      sample: null
 failover:
   description: The relay's failover group, empty for a relay that has none.
   returned: success
@@ -160,6 +216,33 @@ failover:
           description: V(active), V(ready) (it answers), V(silent), or V(unknown) (it was not asked yet).
           type: str
           sample: active
+rejections:
+  description: What the relay refused lately, the latest first.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    reason:
+      description:
+        - Why, V(unknown_peer) for a handshake by a key that is no peer's (C(docs/troubleshooting.md)).
+      type: str
+      sample: unknown_peer
+    endpoint:
+      description: Where it came from, or was to go, V(null) where that is not known.
+      type: str
+      sample: 198.51.100.31:51820
+    public_key:
+      description: Public key in base64 of who it was, V(null) where that is not known.
+      type: str
+      sample: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
+    count:
+      description: How often.
+      type: int
+      sample: 3
+    age_s:
+      description: Seconds since the latest time.
+      type: int
+      sample: 2
 registry_id:
   description:
     - The id of the state of the fleet's registry that the configuration file was written from, V(null) for

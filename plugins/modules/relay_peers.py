@@ -71,6 +71,13 @@ options:
       - Absolute path of the file with the relay's private key, as M(culvert.vpn.relay_key) makes it.
         Defaults to C(/etc/culvert/NAME.key).
     type: path
+  alternate_private_key_file:
+    description:
+      - Absolute path of a file with the private key of the relay's next identity, by which peers with
+        O(peers[].local_key=alternate) know it. Without it, the relay has one identity.
+      - Given as O(private_key_file) later, without this one, it becomes the relay's identity, and the
+        sessions of those peers go on.
+    type: path
   listen_port:
     description:
       - UDP port of the relay, V(0) for any.
@@ -97,6 +104,21 @@ options:
     elements: str
     choices: [tso, uso, gso, gro]
     default: []
+  events:
+    description:
+      - Whether the relay writes events to its standard output, see RV(reload).
+    type: bool
+    default: false
+  events_syslog:
+    description:
+      - Absolute path of the datagram socket of a syslog daemon that the relay sends events to, see
+        RV(reload).
+    type: path
+  usage_file:
+    description:
+      - Absolute path of the file in which the relay keeps what is used of quotas (O(peers[].quota)), so that
+        it outlives the relay. Its directory has to be there, for the relay to write to. See RV(reload).
+    type: path
   peers:
     description:
       - All the peers of the relay.
@@ -143,6 +165,45 @@ options:
           - V(0) is for a member that may send from the group's prefixes and is never sent to.
           - Without it, the peer is no member.
         type: int
+      local_key:
+        description:
+          - By which of the relay's identities the peer knows it.
+        type: str
+        choices: [primary, alternate]
+        default: primary
+      succeeds:
+        description:
+          - Public key in base64 of another peer of the list, whose place this one is about to take. From its
+            first session on, what is sent to that peer's prefixes goes to this one, and both may send from
+            them. It has neither prefixes nor O(peers[].failover) of its own.
+          - When the older one is left out and this one is listed without O(peers[].succeeds), with the
+            prefixes, its session goes on.
+        type: str
+      expires_at:
+        description:
+          - When the peer is not let in any more, in RFC 3339, such as V(2027-06-30T22:00:00Z). A date alone
+            is its beginning, in UTC. A time without a zone is refused.
+          - Sessions that the peer has then end. With a later date it is let in again.
+          - For this and the next three a relay is needed that knows them. Another one is left as it is, with
+            an error that says so.
+        type: str
+      rate_limit:
+        description:
+          - Bits per second that the peer may send, and as many that it may be sent, from V(8k) to V(100G).
+            What is more is dropped.
+        type: str
+      quota:
+        description:
+          - Bytes that the peer may send and receive in a period, such as V(50G) or V(50Gi). When they are
+            used up, its sessions end and it is not let in until the next period, or until it has a larger
+            quota.
+        type: str
+      quota_period:
+        description:
+          - What O(peers[].quota) is for - a calendar month or a day, in UTC, or all time. V(month) by
+            default.
+        type: str
+        choices: [month, day, total]
   failover:
     description:
       - The relay's failover group. Its members are the peers that have O(peers[].failover).
@@ -269,8 +330,9 @@ reload:
   description:
     - Whether there is something that the running relay learns from the file alone, when SIGHUP makes it read
       that again, which changes nothing else.
-    - Other O(disable_offloads) than before, or a peer whose endpoint is a host name. The relay was told an
-      address of that, or nothing where the name does not resolve, and then looks it up by itself.
+    - Other O(disable_offloads), O(events), O(events_syslog) or O(usage_file) than before, with events another
+      name of a peer, or a peer whose endpoint is a host name. The relay was told an address of that, or
+      nothing where the name does not resolve, and then looks it up by itself.
   returned: success
   type: bool
   sample: false
@@ -294,6 +356,12 @@ PEER_OPTIONS = {
     "persistent_keepalive": {"type": "int", "default": 0},
     "preshared_key_file": {"type": "path", "no_log": False},
     "failover": {"type": "int"},
+    "local_key": {"type": "str", "choices": ["primary", "alternate"], "default": "primary", "no_log": False},
+    "succeeds": {"type": "str"},
+    "expires_at": {"type": "str"},
+    "rate_limit": {"type": "str"},
+    "quota": {"type": "str"},
+    "quota_period": {"type": "str", "choices": ["month", "day", "total"]},
 }
 FAILOVER_OPTIONS = {
     "allowed_ips": {"type": "list", "elements": "str", "default": []},
@@ -316,6 +384,7 @@ def main() -> None:
             "owner": {"type": "str"},
             "group": {"type": "str"},
             "private_key_file": {"type": "path", "no_log": False},
+            "alternate_private_key_file": {"type": "path", "no_log": False},
             "listen_port": {"type": "int", "default": 51820},
             "fwmark": {"type": "int", "default": 51820},
             "batch": {"type": "str", "choices": ["auto", "compiled", "python"], "default": "auto"},
@@ -325,6 +394,9 @@ def main() -> None:
                 "choices": ["tso", "uso", "gso", "gro"],
                 "default": [],
             },
+            "events": {"type": "bool", "default": False},
+            "events_syslog": {"type": "path"},
+            "usage_file": {"type": "path"},
             "peers": {"type": "list", "elements": "dict", "required": True, "options": PEER_OPTIONS},
             "failover": {"type": "dict", "default": {}, "options": FAILOVER_OPTIONS},
             "registry": {"type": "dict", "default": {}, "options": REGISTRY_OPTIONS},

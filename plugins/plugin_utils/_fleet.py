@@ -137,6 +137,8 @@ def peer_problems(peers: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
 
 # --- What a host gets from the registry ---------------------------------------------------------------------
 
+#: Options of a peer that a device may have.
+LIMITS = ("expires_at", "rate_limit", "quota", "quota_period")
 #: Behind all servers that are not drained.
 DRAINED = 1000
 
@@ -198,15 +200,39 @@ def networks_behind_others(hosts: t.Mapping[str, Entry], host: str) -> list[str]
 def peers_of_server(hosts: t.Mapping[str, Entry], host: str, keyless: bool = False) -> list[dict[str, t.Any]]:
     """Return the `relay_peers` of the server `host`: every other member of the fleet, by what is its own.
 
-    Other servers are called; clients call us.
+    Other servers are called; clients and devices call us.
 
-    :param keyless: whether hosts whose key is not made yet are in it, which check mode wants to show.
+    :param keyless: whether hosts whose key is not made yet are in it, which check mode wants to show. Nobody
+        but the user makes that of a device.
     """
+    elsewhere = _devices_elsewhere(hosts, host)
+    strangers = {host, *elsewhere.get("", ())}
     return [
-        _relay_peer(name, entry, _own(entry), **({"endpoint": entry.endpoint} if entry.server else {}))
+        _relay_peer(name, entry, _own(entry) + elsewhere.get(name, []), **_told_of(entry))
         for name, entry in sorted(hosts.items())
-        if name != host and (entry.public_key or keyless)
+        if name not in strangers and (entry.public_key or (keyless and not entry.external))
     ]
+
+
+def _told_of(entry: Entry) -> dict[str, t.Any]:
+    """What a server is told of a peer beside its key and its prefixes."""
+    if entry.external:
+        return {name: str(entry.device[name]) for name in LIMITS if entry.device.get(name)}
+    return {"endpoint": entry.endpoint} if entry.server else {}
+
+
+def _devices_elsewhere(hosts: t.Mapping[str, Entry], host: str) -> dict[str, list[str]]:
+    """Return what is to be known of devices that use other servers than `host` alone: under the name of the
+    first of their servers their prefixes, which are reached through that one, and under "" their names.
+    """
+    found: dict[str, list[str]] = {}
+    for name, entry in sorted(hosts.items()):
+        servers = [s for s in entry.device.get("servers", ()) if s in hosts and hosts[s].server]
+        if entry.external and entry.device.get("servers") and host not in servers:
+            found.setdefault("", []).append(name)
+            if servers and entry.public_key:
+                found.setdefault(servers[0], []).extend(_own(entry))
+    return found
 
 
 @dataclass(frozen=True)
@@ -318,8 +344,11 @@ def acls_of_clients(hosts: t.Mapping[str, Entry]) -> dict[str, dict[str, t.Any]]
 
 
 def name_of(hosts: t.Mapping[str, Entry], public_key: str) -> str:
-    """Return whose key it is; empty if nobody's."""
-    return next((name for name, entry in hosts.items() if public_key and entry.public_key == public_key), "")
+    """Return whose key, or next key, it is; empty if nobody's."""
+    owners = (
+        name for name, entry in hosts.items() if public_key in (entry.public_key, entry.next_public_key)
+    )
+    return next(owners, "") if public_key else ""
 
 
 def status_table(rows: t.Sequence[t.Mapping[str, t.Any]], columns: t.Sequence[str]) -> str:

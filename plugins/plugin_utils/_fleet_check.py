@@ -37,6 +37,7 @@ def problems(registry: Registry | None, run: Run) -> list[str]:
         *_server_problems(registry, run),
         *_lost_problems(registry, run),
         *_stale_problems(registry, run),
+        *_revoked_problems(registry, run),
     ]
     for _name, host in sorted(run.hosts.items()):
         found += _host_problems(host, run)
@@ -120,7 +121,21 @@ def _stale_problems(registry: Registry | None, run: Run) -> list[str]:
     return [wrong]
 
 
+def _revoked_problems(registry: Registry | None, run: Run) -> list[str]:
+    revoked = {key["public_key"]: key for key in registry.revoked} if registry else {}
+    return [
+        f"{name} has the key that was revoked on {revoked[host.public_key]['date']} (as "
+        f"{revoked[host.public_key]['name']}). To let it in again, give it another one: on the host, remove "
+        "the key file of the relay (/etc/culvert/*.key) and stop the relay. If revoking was a mistake, take "
+        "the key out of `revoked` in the registry (docs/rotation.md)."
+        for name, host in sorted(run.hosts.items())
+        if host.here and host.public_key in revoked
+    ]
+
+
 def _host_problems(host: Host, run: Run) -> list[str]:
+    if host.external:
+        return []  # they were found where the list was read
     name = host.name
     found = list(host.problems) if host.here else []  # a template may need facts, which only these have
     if host.server and host.client:
@@ -144,7 +159,7 @@ def _host_problems(host: Host, run: Run) -> list[str]:
 
 
 def _pin_problems(run: Run) -> list[str]:
-    """Two pins of one address, also of hosts that are not here."""
+    """Two pins of one address by hosts that are not here. Of those that are, :func:`join` says it."""
     found = []
     owners: dict[t.Any, str] = {}
     for name, host in sorted(run.hosts.items()):
@@ -152,10 +167,16 @@ def _pin_problems(run: Run) -> list[str]:
             if not (pin and network and address_in(pin, network)):
                 continue
             address = ipaddress.ip_interface(pin).ip
-            if owners.setdefault(address, name) != name:
+            owner = run.hosts[owners.setdefault(address, name)]
+            if owner is not host and not any(_asks(each, address.version) for each in (owner, host)):
                 variable = "relay_address6" if address.version == 6 else "relay_address"
-                found.append(f"{variable} of {name} is {address}, which is that of {owners[address]}, too.")
+                found.append(f"{variable} of {name} is {address}, which is that of {owner.name}, too.")
     return found
+
+
+def _asks(host: Host, version: int) -> bool:
+    """Whether a host is given an address in this run."""
+    return host.here and (version == 4 or host.ipv6)
 
 
 def overlaps(networks: t.Mapping[str, t.Iterable[str]]) -> list[str]:

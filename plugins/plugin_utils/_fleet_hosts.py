@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import re
 import typing as t
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from ansible_collections.culvert.vpn.plugins.plugin_utils._agreements import kem_hash
 from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet import key_problem
 from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import Data, plain
 
@@ -27,9 +28,11 @@ _ID = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
 @dataclass(frozen=True)
 class Host:
-    """One host of the groups vpn_servers and vpn_clients.
+    """One host of the groups vpn_servers and vpn_clients, or a device that Ansible does not manage.
 
     :ivar server, client: in which of the groups it is.
+    :ivar external: whether it is a device, of which the inventory says all that there is to know.
+    :ivar device: of one, what servers are told of it besides.
     :ivar pin, pin6: the addresses that the inventory wants for it, with prefix length; empty for any.
     :ivar network, network6: of the tunnel, where the inventory has them; empty otherwise.
     :ivar networks: prefixes behind it.
@@ -44,6 +47,11 @@ class Host:
     :ivar mtu: what fits into its path, ``None`` if that was not measured in this run.
     :ivar registry_id: of the state of the registry that its peers come from.
     :ivar running: whether a relay runs there.
+    :ivar preshared_keys: whether it is to have pre-shared keys with those who want them, too.
+    :ivar kem: its ML-KEM-768 public key, if it has one.
+    :ivar next_public_key: of its next identity, if it has made one for a rotation.
+    :ivar preshared_ids: ids of the pre-shared keys that it has.
+    :ivar called: of the peers that it calls now, by public key, the id of the pre-shared key; empty without.
     :ivar problems: what of the above could not be read, a sentence each.
     """
 
@@ -67,6 +75,13 @@ class Host:
     registry_id: str = ""
     running: bool = False
     problems: tuple[str, ...] = ()
+    external: bool = False
+    device: Data = field(default_factory=dict)
+    preshared_keys: bool = True
+    kem: str = ""
+    next_public_key: str = ""
+    preshared_ids: frozenset[str] = frozenset()
+    called: t.Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,7 @@ class Run:
 
     :ivar hosts: the whole fleet as the inventory has it, whether in the run or not.
     :ivar network, network6: of the tunnel; the latter empty for none.
+    :ivar external: what is wrong with the list of devices, a sentence each.
     :ivar full: whether the run is for all of them, by the command line: some may still not be reached.
     """
 
@@ -84,6 +100,7 @@ class Run:
     full: bool = True
     max_removals: int = 3
     adopt: bool = False
+    external: tuple[str, ...] = ()
 
 
 class _Variables:
@@ -110,9 +127,9 @@ class _Variables:
             return default
         return value
 
-    def flag(self, variable: str) -> bool:
+    def flag(self, variable: str, default: bool = False) -> bool:
         """Return a switch, which may come as text: from the command line, or from an inventory in INI."""
-        value = self.read(variable, (bool, str, int), False)
+        value = self.read(variable, (bool, str, int), default)
         text = str(value).strip().lower()
         if text not in _TRUE | _FALSE:
             self.problems.append(f"{self._name}: {variable} is {value!r}, neither true nor false.")
@@ -160,6 +177,7 @@ def host_of(name: str, variables: t.Mapping[str, t.Any], groups: t.Container[str
         drain=server and source.flag("server_drain"),
         acl=None if acl is None else tuple(acl),
         servers=source.texts("client_servers") if client else (),
+        preshared_keys=source.flag("relay_preshared_keys", default=True),
         **(_described(source) if here else {}),
     )
     return replace(host, problems=tuple(source.problems))
@@ -171,6 +189,7 @@ def _described(source: _Variables) -> dict[str, t.Any]:
     """
     identity, found, path = (source.fact(name) for name in ("relay_identity", "culvert_host", "relay_path"))
     key, relay = (_mapping(found.get(name)) for name in ("key", "relay"))
+    agreement = _mapping(found.get("agreement"))
     keys = [identity.get("public_key"), key.get("public_key")]
     addresses = found.get("addresses") or identity.get("addresses")
     return {
@@ -182,11 +201,19 @@ def _described(source: _Variables) -> dict[str, t.Any]:
         "mtu": _mtu(path.get("inner")),
         "registry_id": _id(identity.get("registry_id") or found.get("registry_id")),
         "running": bool(relay.get("running", identity.get("running"))),
+        "kem": next((each for each in (identity.get("kem"), agreement.get("kem")) if kem_hash(each)), ""),
+        "next_public_key": _key(agreement.get("next_public_key")),
+        "preshared_ids": frozenset(str(agreement.get("ids", "")).split()),
+        "called": {str(key): str(id) for key, id in _mapping(agreement.get("called")).items()},
     }
 
 
 def _mapping(value: t.Any) -> t.Mapping[str, t.Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _key(value: t.Any) -> str:
+    return str(value) if key_problem(value) is None else ""
 
 
 def _mtu(value: t.Any) -> int | None:

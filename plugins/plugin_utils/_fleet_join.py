@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet import address_in, tunnel_address
 from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_hosts import Host, Run
+from ansible_collections.culvert.vpn.plugins.plugin_utils._pairs import settled
 from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import Entry, Registry
 
 _NAMES_SHOWN = 10
@@ -43,10 +44,11 @@ def join(registry: Registry | None, run: Run) -> Joined:
     """
     before = registry or Registry()
     known, renamed = _renamed(before.hosts, run)
-    removed = sorted(name for name in known if name not in run.hosts) if run.full else []
+    run = replace(run, hosts={name: promoted(host, known.get(name)) for name, host in run.hosts.items()})
+    removed = sorted(name for name in known if _is_gone(name, known[name], run))
     for name in removed:
         del known[name]
-    problems = _removal_problems(removed, run)
+    problems = [*run.external, *_removal_problems(removed, run)]
     given = {
         option: _Pool(option, network, known, run).give()
         for option, network in (("address", run.network), ("address6", run.network6))
@@ -61,6 +63,7 @@ def join(registry: Registry | None, run: Run) -> Joined:
         elif name in known:
             hosts[name] = _told_by_inventory(host, known[name])
     problems += _key_problems(hosts)
+    hosts = settled(hosts)
     ancestors = [host.registry_id for _name, host in sorted(run.hosts.items()) if host.registry_id]
     return Joined(
         before.with_hosts(hosts, ancestors if registry is None or run.adopt else ()),
@@ -69,6 +72,29 @@ def join(registry: Registry | None, run: Run) -> Joined:
         renamed,
         problems,
     )
+
+
+def promoted(host: Host, entry: Entry | None) -> Host:
+    """A host as it is about to be, if it is at the end of a rotation of keys.
+
+    The registry has its next key as its key already, and it still has to put that into the place of the old
+    one (docs/rotation.md).
+    """
+    if entry is None or not entry.public_key or host.next_public_key != entry.public_key:
+        return host
+    return replace(host, public_key=entry.public_key, kem=entry.kem)
+
+
+def _is_gone(name: str, entry: Entry, run: Run) -> bool:
+    """Whether somebody is in the registry and not in the inventory any more.
+
+    Of hosts only a run for the whole inventory may say so. Devices are in the list that every run has. Who
+    has become the other of the two is somebody else.
+    """
+    host = run.hosts.get(name)
+    if host is not None:
+        return entry.external != host.external
+    return run.full or entry.external
 
 
 def strangers(registry: Registry | None, run: Run) -> list[str]:
@@ -80,7 +106,9 @@ def strangers(registry: Registry | None, run: Run) -> list[str]:
     names = [
         name
         for name, host in sorted(run.hosts.items())
-        if host.here and (name not in known or host.public_key != known[name].public_key)
+        if host.here
+        and not host.external
+        and (name not in known or promoted(host, known[name]).public_key != known[name].public_key)
     ]
     if not names:
         return []
@@ -99,7 +127,12 @@ def _renamed(entries: t.Mapping[str, Entry], run: Run) -> tuple[dict[str, Entry]
     A host is its key. Under the new name it keeps its address, unless that name has one.
     """
     known = dict(entries)
-    here = {host.public_key: name for name, host in run.hosts.items() if host.here and host.public_key}
+    here = {
+        key: name
+        for name, host in run.hosts.items()
+        for key in (host.next_public_key, host.public_key)
+        if host.here and key
+    }
     renamed = []
     for old in sorted(entries):
         new = here.get(entries[old].public_key)
@@ -122,7 +155,16 @@ def _removal_problems(removed: list[str], run: Run) -> list[str]:
 
 
 def _entry(host: Host, old: Entry, addresses: dict[str, str]) -> Entry:
-    """The entry of a host that is here."""
+    """The entry of a host that is here, or of a device, whose key may have been made on the controller."""
+    if host.external:
+        return Entry(
+            role="external",
+            public_key=host.public_key or old.public_key,
+            networks=_normal(host.networks),
+            acl=host.acl,
+            device=host.device,
+            **addresses,
+        )
     return Entry(
         role="server" if host.server else "client",
         public_key=host.public_key or old.public_key,
@@ -131,8 +173,22 @@ def _entry(host: Host, old: Entry, addresses: dict[str, str]) -> Entry:
         mtu=0 if host.server else (old.mtu if host.mtu is None else host.mtu),
         drain=host.drain,
         acl=host.acl,
+        **_agreed(host, old),
         **addresses,
     )
+
+
+def _agreed(host: Host, old: Entry) -> dict[str, t.Any]:
+    """What pre-shared keys come from. They belong to a public key, and go with it."""
+    same = host.public_key in ("", old.public_key)
+    return {
+        "kem": (host.kem or old.kem) if host.server else "",
+        "preshared": old.preshared if same else {},
+        "keyless": old.keyless if same else (),
+        "next_public_key": old.next_public_key,
+        "next_kem": old.next_kem,
+        "next_preshared": old.next_preshared,
+    }
 
 
 def _told_by_inventory(host: Host, old: Entry) -> Entry:
@@ -160,6 +216,9 @@ def _key_problems(hosts: t.Mapping[str, Entry]) -> list[str]:
     for name in sorted(hosts):
         key = hosts[name].public_key
         if key and owners.setdefault(key, name) != name:
+            if hosts[name].external or hosts[owners[key]].external:
+                problems.append(f"{owners[key]} and {name} have one public key: each device has its own.")
+                continue
             problems.append(
                 f"{owners[key]} and {name} have one key pair: one is a copy of the other's disk, or of its "
                 "registry entry. On the copy, remove the key file of the relay (/etc/culvert/*.key) and stop "

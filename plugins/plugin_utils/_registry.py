@@ -17,39 +17,43 @@ under a lock.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
-import glob
 import hashlib
 import ipaddress
 import json
 import os
+import re
 import socket
-import tempfile
-import time
 import typing as t
 from dataclasses import dataclass, field
 
-FORMAT = 1
-FILE_MODE = 0o644
+from ansible_collections.culvert.vpn.plugins.plugin_utils import _kept_files
+from ansible_collections.culvert.vpn.plugins.plugin_utils._kept_files import RegistryError, locked
+
+__all__ = [
+    "Entry",
+    "Registry",
+    "RegistryError",
+    "locked",
+    "parse",
+    "plain",
+    "read",
+    "remove",
+    "render",
+    "write",
+]
+
+# Files without anything that came with format 2 are written, and have their ids, as in format 1.
+FORMAT, _FORMAT_PLAIN = 2, 1
 LINEAGE_MAX = 500
-_LOCK_PATIENCE_S = 60.0
-_LOCK_POLL_S = 0.05
-_NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 Data = t.Mapping[str, t.Any]
 
 
-class RegistryError(Exception):
-    """The registry cannot be used as it is. The message says what is wrong and what to do."""
-
-
 @dataclass(frozen=True)
 class Entry:
-    """One host of the fleet.
+    """One host of the fleet, or a device that Ansible does not manage.
 
-    :ivar role: ``server`` or ``client``.
+    :ivar role: ``server``, ``client`` or ``external``.
     :ivar address, address6: inside the tunnel, with prefix length; empty for none.
     :ivar public_key: base64; empty as long as the host has none.
     :ivar endpoint: ``host:port`` of a server.
@@ -57,6 +61,15 @@ class Entry:
     :ivar mtu: what fits into a client's path, 0 where that is not known.
     :ivar drain: whether clients are to leave this server.
     :ivar acl: what a client may reach; ``None`` for anything.
+    :ivar kem: ML-KEM-768 public key in base64, of hosts that others agree with on pre-shared keys.
+    :ivar preshared: pre-shared keys that this host has agreed on with others, by ``public_key``: of the other
+        one's public key, the id of the agreement (docs/keys.md).
+    :ivar keyless: of whom this host would agree with, the public keys of those who were told of it without a
+        pre-shared key.
+    :ivar next_public_key, next_kem, next_preshared: the same for the identity that it is to have next, during
+        a rotation of keys.
+    :ivar device: of an external one, what servers are told of it besides; of its pre-shared key the
+        ``preshared_id``.
     """
 
     role: str = "client"
@@ -68,10 +81,21 @@ class Entry:
     mtu: int = 0
     drain: bool = False
     acl: tuple[Data, ...] | None = None
+    kem: str = ""
+    preshared: t.Mapping[str, str] = field(default_factory=dict)
+    keyless: tuple[str, ...] = ()
+    next_public_key: str = ""
+    next_kem: str = ""
+    next_preshared: t.Mapping[str, str] = field(default_factory=dict)
+    device: Data = field(default_factory=dict)
 
     @property
     def server(self) -> bool:
         return self.role == "server"
+
+    @property
+    def external(self) -> bool:
+        return self.role == "external"
 
     @property
     def addresses(self) -> list[str]:
@@ -79,6 +103,16 @@ class Entry:
         return [address for address in (self.address, self.address6) if address]
 
     def as_dict(self) -> dict[str, t.Any]:
+        """As it is written down: what came with format 2 only where there is something."""
+        later: dict[str, t.Any] = {
+            "kem": self.kem,
+            "preshared": dict(self.preshared),
+            "keyless": list(self.keyless),
+            "next_public_key": self.next_public_key,
+            "next_kem": self.next_kem,
+            "next_preshared": dict(self.next_preshared),
+            "device": dict(self.device),
+        }
         return {
             "role": self.role,
             "address": self.address,
@@ -89,16 +123,20 @@ class Entry:
             "mtu": self.mtu,
             "drain": self.drain,
             "acl": None if self.acl is None else [dict(rule) for rule in self.acl],
+            **{name: value for name, value in later.items() if value},
         }
 
 
 @dataclass(frozen=True)
 class Registry:
-    """:ivar lineage: ids of all states that this one comes from, the latest last, which is its own."""
+    """:ivar lineage: ids of all states that this one comes from, the latest last, which is its own.
+    :ivar revoked: keys that are never let in again, each with ``public_key``, ``name`` and ``date``.
+    """
 
     hosts: t.Mapping[str, Entry] = field(default_factory=dict)
     lineage: tuple[str, ...] = ()
     serial: int = 0
+    revoked: tuple[Data, ...] = ()
 
     @property
     def id(self) -> str:
@@ -108,7 +146,9 @@ class Registry:
     @property
     def sealed(self) -> bool:
         """Whether the id belongs to the hosts: nobody has merged or edited the file since it got it."""
-        return not self.lineage or self.id == _id_of(serial_of(self.id), self.hosts, self.lineage[-2:-1])
+        return not self.lineage or self.id == _id_of(
+            serial_of(self.id), self.hosts, self.revoked, self.lineage[-2:-1]
+        )
 
     def knows(self, id: str) -> bool:
         """Whether this state descends from the one with that id, as hosts decide it, too.
@@ -121,18 +161,26 @@ class Registry:
         oldest = min(map(serial_of, self.lineage), default=0)
         return len(self.lineage) >= LINEAGE_MAX and 0 < serial_of(id) < oldest
 
-    def with_hosts(self, hosts: t.Mapping[str, Entry], ancestors: t.Iterable[str] = ()) -> Registry:
+    def with_hosts(
+        self,
+        hosts: t.Mapping[str, Entry],
+        ancestors: t.Iterable[str] = (),
+        revoked: t.Iterable[Data] | None = None,
+    ) -> Registry:
         """The registry with these hosts, itself if they are the same.
 
         :param ancestors: ids of other registries whose hosts may be changed by who has this one.
+        :param revoked: ``None`` for those that it has.
         """
         strangers = [id for id in dict.fromkeys(ancestors) if id and id not in self.lineage]
-        if dict(hosts) == dict(self.hosts) and self.sealed and not strangers:
+        barred = self.revoked if revoked is None else tuple(revoked)
+        same = dict(hosts) == dict(self.hosts) and barred == self.revoked
+        if same and self.sealed and not strangers:
             return self
         known = (*strangers, *self.lineage)
         serial = max([self.serial, *map(serial_of, known)]) + 1
-        lineage = (*known, _id_of(serial, hosts, known[-1:]))
-        return Registry(dict(hosts), lineage[-LINEAGE_MAX:], serial)
+        lineage = (*known, _id_of(serial, hosts, barred, known[-1:]))
+        return Registry(dict(hosts), lineage[-LINEAGE_MAX:], serial, barred)
 
 
 def serial_of(id: str) -> int:
@@ -141,8 +189,11 @@ def serial_of(id: str) -> int:
     return int(number) if number.isascii() and number.isdigit() else 0
 
 
-def _id_of(serial: int, hosts: t.Mapping[str, Entry], before: t.Sequence[str]) -> str:
-    text = json.dumps([list(before), {name: hosts[name].as_dict() for name in sorted(hosts)}], sort_keys=True)
+def _id_of(
+    serial: int, hosts: t.Mapping[str, Entry], revoked: t.Sequence[Data], before: t.Sequence[str]
+) -> str:
+    state = [list(before), {name: hosts[name].as_dict() for name in sorted(hosts)}]
+    text = json.dumps([*state, *([list(map(dict, revoked))] if revoked else [])], sort_keys=True)
     return f"{serial}-{hashlib.blake2s(text.encode(), digest_size=4, person=b'culvert').hexdigest()}"
 
 
@@ -168,15 +219,18 @@ def plain(value: t.Any) -> t.Any:
 
 def render(registry: Registry) -> str:
     """The file's text: one host a line, by name."""
+    entries = {name: registry.hosts[name].as_dict() for name in sorted(registry.hosts)}
     hosts = ",\n".join(
-        f"  {json.dumps(name, ensure_ascii=False)}: "
-        + json.dumps(registry.hosts[name].as_dict(), ensure_ascii=False)
-        for name in sorted(registry.hosts)
+        f"  {json.dumps(name, ensure_ascii=False)}: {json.dumps(entry, ensure_ascii=False)}"
+        for name, entry in entries.items()
     )
     lineage = json.dumps(list(registry.lineage))
+    barred = ",\n".join("  " + json.dumps(dict(key), ensure_ascii=False) for key in registry.revoked)
+    revoked = f' "revoked": [\n{barred}\n ],\n' if barred else ""
+    plain_format = not revoked and all(len(entry) == len(_ENTRY_TYPES) for entry in entries.values())
     return (
-        f'{{"format": {FORMAT}, "serial": {registry.serial}, "lineage": {lineage},\n'
-        f' "hosts": {{\n{hosts}\n }}}}\n'
+        f'{{"format": {_FORMAT_PLAIN if plain_format else FORMAT}, "serial": {registry.serial}, '
+        f'"lineage": {lineage},\n{revoked} "hosts": {{\n{hosts}\n }}}}\n'
     )
 
 
@@ -206,8 +260,8 @@ def parse(text: str, path: str = "") -> Registry:
 
 
 def _registry(data: t.Any) -> Registry:
-    _are(data, {"format": int, "serial": int, "lineage": list, "hosts": dict}, "it")
-    if data["format"] != FORMAT:
+    _are(data, {"format": int, "serial": int, "lineage": list, "hosts": dict}, "it", {"revoked": list})
+    if data["format"] not in (FORMAT, _FORMAT_PLAIN):
         raise ValueError(f"it has format {data['format']}")
     if not all(isinstance(id, str) and id for id in data["lineage"]):
         raise ValueError("its lineage has something else than ids")
@@ -217,7 +271,13 @@ def _registry(data: t.Any) -> Registry:
         {name: _entry(name, entry) for name, entry in data["hosts"].items()},
         tuple(dict.fromkeys(data["lineage"])),
         data["serial"],
+        tuple(map(_revoked, data.get("revoked", ()))),
     )
+
+
+def _revoked(data: t.Any) -> Data:
+    _are(data, {"public_key": str, "name": str, "date": str}, "a key that is revoked")
+    return dict(data)
 
 
 _ENTRY_TYPES: dict[str, t.Any] = {  # in the order in which they are written
@@ -233,15 +293,30 @@ _ENTRY_TYPES: dict[str, t.Any] = {  # in the order in which they are written
 }
 
 
+# Since format 2, and only where there is something.
+_LATER_TYPES: dict[str, t.Any] = {
+    "kem": str,
+    "preshared": dict,
+    "keyless": list,
+    "next_public_key": str,
+    "next_kem": str,
+    "next_preshared": dict,
+    "device": dict,
+}
+ROLES = ("server", "client", "external")
+# Of an agreement. It is part of a path on hosts.
+ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
 _AS_WRITTEN = (str, str, str, str, str, list, int, bool)
 
 
 def _entry(name: str, data: t.Any) -> Entry:
     # A registry of 10,000 hosts is read many times in a run: what we have written is found right at once.
     if not isinstance(data, dict) or tuple(data) != tuple(_ENTRY_TYPES) or _types(data) != _AS_WRITTEN:
-        _are(data, _ENTRY_TYPES, name)
+        _are(data, _ENTRY_TYPES, name, _LATER_TYPES)
+        _ids(name, data)
     acl = data["acl"]
-    if data["role"] not in ("server", "client"):
+    if data["role"] not in ROLES:
         raise ValueError(f"{name} has the role {data['role']!r}")
     for option, family in (("address", socket.AF_INET), ("address6", socket.AF_INET6)):
         if data[option] and not _is_address(data[option], family):
@@ -250,7 +325,19 @@ def _entry(name: str, data: t.Any) -> Entry:
         ipaddress.ip_network(network)
     if acl is not None and not (isinstance(acl, list) and all(isinstance(rule, dict) for rule in acl)):
         raise ValueError(f"{name} has an acl that is no list of rules")
-    return Entry(**{**data, "networks": tuple(data["networks"]), "acl": None if acl is None else tuple(acl)})
+    lists = {key: tuple(data[key]) for key in ("networks", "keyless") if key in data}
+    return Entry(**{**data, **lists, "acl": None if acl is None else tuple(acl)})
+
+
+def _ids(name: str, data: dict[str, t.Any]) -> None:
+    if not ID.fullmatch(str(data.get("device", {}).get("preshared_id", "0" * 32))):
+        raise ValueError(f"{name} has a preshared_id that is no id")
+    for key in ("preshared", "next_preshared"):
+        for id in data.get(key, {}).values():
+            if not (isinstance(id, str) and ID.fullmatch(id)):
+                raise ValueError(f"{name} has {key} with something else than ids")
+    if not all(isinstance(key, str) for key in data.get("keyless", ())):
+        raise ValueError(f"{name} has keyless with something else than keys")
 
 
 def _types(data: dict[str, t.Any]) -> tuple[type, ...]:
@@ -267,13 +354,14 @@ def _is_address(text: str, family: int) -> bool:
     return length.isascii() and length.isdigit() and int(length) <= bits
 
 
-def _are(data: t.Any, types: dict[str, t.Any], what: str) -> None:
+def _are(data: t.Any, types: dict[str, t.Any], what: str, optional: dict[str, t.Any] | None = None) -> None:
     if not isinstance(data, dict):
         raise ValueError(f"{what} is no mapping")
-    for key, kind in types.items():
+    there = {key: kind for key, kind in (optional or {}).items() if key in data}
+    for key, kind in (types | there).items():
         if not isinstance(data[key], kind) or (kind is int and isinstance(data[key], bool)):
             raise ValueError(f"{what} has {key} {data[key]!r}")
-    unknown = sorted(set(data) - set(types))
+    unknown = sorted(set(data) - set(types) - set(there))
     if unknown:
         raise ValueError(f"{what} has {unknown[0]!r}, which does not belong there")
 
@@ -310,84 +398,13 @@ def read(path: str) -> Registry | None:
 
 
 def write(path: str, registry: Registry) -> None:
-    """Replace the file: who reads it gets the old one or the new one, whatever happens. Under :func:`locked`.
+    """Replace the file. Under :func:`locked`.
 
     :raises RegistryError: the file system refuses.
     """
-    path = os.path.realpath(path)  # a link stays one
-    folder, name = os.path.split(path)
-    try:
-        for left in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(name)}.*.new")):
-            with contextlib.suppress(OSError):
-                os.unlink(left)  # of a run that was killed; nobody else writes now
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".new")
-        try:
-            with open(handle, "w", encoding="utf-8") as stream:
-                stream.write(render(registry))
-                stream.flush()
-                os.fchmod(stream.fileno(), FILE_MODE)
-                os.fsync(stream.fileno())
-            os.rename(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        _sync_folder(folder)
-    except OSError as error:
-        raise RegistryError(f"The registry {path} cannot be written: {error.strerror}.") from None
+    _kept_files.replace(path, render(registry))
 
 
 def remove(path: str) -> None:
     """Remove the file, if it is there. Under :func:`locked`."""
-    try:
-        os.unlink(os.path.realpath(path))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise RegistryError(f"The registry {path} cannot be removed: {error.strerror}.") from None
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):  # some file systems cannot
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def locked(path: str, patience_s: float = _LOCK_PATIENCE_S) -> t.Iterator[bool]:
-    """Keep other runs from writing. Gives whether the file system knows locks: some that are shared do not.
-
-    The lock is on the folder, as the file is replaced; it ends with the process that holds it.
-
-    :raises RegistryError: there is no folder, or somebody keeps the lock.
-    """
-    folder = os.path.dirname(os.path.realpath(path))
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise RegistryError(f"The folder of the registry, {folder}: {error.strerror}.") from None
-    try:
-        yield _lock(descriptor, folder, patience_s)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: str, patience_s: float) -> bool:
-    give_up_s = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= give_up_s:
-                raise RegistryError(
-                    f"Another run has kept the registry in {folder} locked for {patience_s:.0f} s "
-                    f"(`fuser {folder}` says which process). Nothing was changed."
-                ) from None
-            time.sleep(_LOCK_POLL_S)
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return False
-            raise RegistryError(f"The folder {folder} cannot be locked: {error.strerror}.") from None
+    _kept_files.unlink(path)

@@ -25,10 +25,16 @@ _ASKED = {
     "key": "{{ __relay_key_is_made | bool }}",
     "image": "{{ __relay_image_wanted | bool }}",
     "container": "{{ not __relay_container_is_well | bool }}",
+    "hands_over": "{{ __relay_hands_over | bool }}",
+    "changes_image": "{{ __relay_changes_image | bool }}",
+    "unverified": "{{ __relay_is_unverified | bool }}",
+    "old_images": "{{ __relay_old_images }}",
+    "tag": "{{ __relay_previous_tag }}",
     "packages": "{{ __relay_wanted_packages }}",
     "public_key": "{{ __relay_identity.public_key }}",
     "addresses": "{{ __relay_identity.addresses }}",
 }
+FALLBACK, PREVIOUS = "culvert/relay:fallback-culvert0", "culvert/relay:previous-culvert0"
 # A host on which all is as it should be.
 WELL: dict[str, Any] = {
     "name": "culvert0",
@@ -60,7 +66,11 @@ WELL: dict[str, Any] = {
                 "capabilities": ["NET_ADMIN", "SETGID", "SETUID"],
                 "cap_drop": ["ALL"],
                 "security_opts": ["no-new-privileges"],
-                "volumes": ["/etc/culvert:/etc/culvert:ro", "/run/wireguard:/run/wireguard:rw"],
+                "volumes": [
+                    "/etc/culvert:/etc/culvert:ro",
+                    "/run/wireguard:/run/wireguard:rw",
+                    "/var/lib/culvert/relay/culvert0:/var/lib/culvert/relay/culvert0:rw",
+                ],
                 "devices": ["/dev/net/tun:/dev/net/tun:rwm"],
                 "log": {"driver": "json-file", "max-size": "5m", "max-file": "2"},
             },
@@ -78,7 +88,73 @@ HOSTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "well": ({}, {}, {**NOTHING_TO_DO, "public_key": KEY}),
     "stopped": ({"containers.culvert-culvert0.status": "exited"}, {}, {"container": True, "image": False}),
     "gone": ({"containers.culvert-culvert0": {}}, {}, {"container": True}),
-    "of-another-image": ({"containers.culvert-culvert0.image": "sha256:2"}, {}, {"container": True}),
+    "of-another-image": (
+        {"containers.culvert-culvert0.image": "sha256:2"},
+        {},
+        {
+            "container": True,
+            "hands_over": False,
+            "changes_image": True,
+            "unverified": False,
+            "old_images": [],
+        },
+    ),
+    # An image whose relay takes over is told to, and so the container has to be made anew.
+    "takes-over": (
+        {"image.labels": {"io.culvert.take-over": "1"}},
+        {},
+        {"container": True, "hands_over": True},
+    ),
+    "takes-over-of-none": (
+        {"image.labels": {"io.culvert.take-over": "1"}, "containers.culvert-culvert0.status": "exited"},
+        {},
+        {"container": True, "hands_over": False, "changes_image": False},
+    ),
+    "not-verified-yet": (
+        {"images": {FALLBACK: {"id": "sha256:0", "tags": [FALLBACK]}, PREVIOUS: {}}},
+        {},
+        {"container": False, "unverified": True, "old_images": []},
+    ),
+    "older-images": (
+        {
+            "images": {
+                FALLBACK: {"id": "sha256:0", "tags": [FALLBACK]},
+                PREVIOUS: {"id": "sha256:9", "tags": ["culvert/relay:0.0.9", PREVIOUS]},
+            }
+        },
+        {},
+        {"unverified": True, "old_images": ["culvert/relay:0.0.9", PREVIOUS, "sha256:9"]},
+    ),
+    "older-image-of-somebody": (
+        {
+            "images": {
+                FALLBACK: {"id": "sha256:0", "tags": [FALLBACK]},
+                PREVIOUS: {"id": "sha256:9", "tags": ["mine/relay:1", "culvert/relay:previous-b", PREVIOUS]},
+            }
+        },
+        {},
+        {"old_images": [PREVIOUS]},
+    ),
+    "back-to-the-previous": (
+        {
+            "images": {
+                FALLBACK: {"id": "sha256:0", "tags": [FALLBACK]},
+                PREVIOUS: {"id": "sha256:1", "tags": [PREVIOUS]},
+            }
+        },
+        {},
+        {"unverified": True, "old_images": []},
+    ),
+    "not-replaced-yet": (
+        {"images": {FALLBACK: {"id": "sha256:1", "tags": [FALLBACK]}, PREVIOUS: {}}},
+        {},
+        {"unverified": False, "old_images": []},
+    ),
+    "of-a-registry": (
+        {},
+        {"relay_image": "registry.example:5000/culvert/relay@sha256:12", "relay_interface": "a+b"},
+        {"tag": "registry.example:5000/culvert/relay:previous-a_b"},
+    ),
     "other-batch": ({}, {"relay_batch": "python"}, {"container": True, "image": False}),
     "other-user": ({}, {"relay_uid": 1000}, {"container": True, "key": False}),
     "named-endpoint": (
@@ -208,7 +284,7 @@ def test_the_look_at_a_host_decides(decided: dict[str, dict[str, Any]], host: st
 def test_a_container_is_made_of_what_it_is_compared_with() -> None:
     """An option that the task sets and the comparison leaves out would stay as it is for good."""
     for role, task_file, prefix in (
-        ("relay", "container", "relay_container"),
+        ("relay", "run", "relay_container"),
         ("server", "responder", "server_responder"),
     ):
         tasks = yaml.safe_load((ROOT / "roles" / role / "tasks" / f"{task_file}.yml").read_text())

@@ -101,6 +101,17 @@ HOSTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "small": ("relay", {"relay_mtu": 1279}, ["relay_mtu: 1279 is neither auto nor a number from 1280"]),
     "low port": ("relay", {"relay_listen_port": 53}, ["53 is not a port from 1024 to 65535"]),
     "lro": ("relay", {"relay_disable_offloads": "tso,lro"}, ["lro"]),
+    "watched": ("relay", {"relay_events_syslog": "/run/systemd/journal/dev-log"}, []),
+    "devlog": (
+        "relay",
+        {"relay_events_syslog": "/dev/log"},
+        ["relay_events_syslog: /dev/log is not", "readlink -f"],
+    ),
+    "socket": (
+        "relay",
+        {"relay_events_syslog": "run/journal/log"},
+        ["run/journal/log is not the absolute path"],
+    ),
     "quick": ("relay", {"relay_batch": "quick", "relay_confirm_timeout_s": 9}, ["quick"]),
     "gate": ("server", {"server_resolver": "dnsmasq", "server_resolver_upstreams": ["10.0.0.53"]}, []),
     "unknown": ("server", {"server_resolver": "unbound"}, ["unbound is none of none, dnsmasq"]),
@@ -203,5 +214,5 @@ def test_the_playbook_asks_before_it_changes_anything() -> None:
             steps.append("assert")
     first_change = steps.index("relay prepared")
     asked = ["relay options", "server options", "relay options", "client options"]
-    assert steps[:first_change] == ["assert", *asked, "assert", "relay host", "registry check"]
+    assert steps[:first_change] == ["assert", "assert", *asked, "assert", "relay host", "registry check"]
     assert set(asked).isdisjoint(steps[first_change:])

@@ -34,6 +34,36 @@ RUNS: dict[str, tuple[list[str], dict[str, Any], list[list[str]]]] = {
         {"removed": ["c7", "c8"]},
         [["revoked: c7, c8"], ["s2 (not in this run", "still let them in"]],
     ),
+    "an agreement that was withheld": (
+        ["s1", "s2", "c1"],
+        {"lost": [{"name": "c1", "other": "s1"}], "agreed": [{"name": "c1", "other": "s1"}]},
+        [["s1 does not have the pre-shared key that c1", "gone or was altered", "have agreed anew"]],
+    ),
+    "an agreement that was withheld, and who made it is not here": (
+        ["s1", "s2"],
+        {"lost": [{"name": "c1", "other": "s1"}]},
+        [["s1 does not have the pre-shared key that c1", "no tunnel between them", "--limit 'c1,s1'"]],
+    ),
+    "somebody failed to agree": (
+        ["s1", "s2"],
+        {"not_agreed": [{"name": "c1", "other": "s1"}]},
+        [["c1 has not agreed on a pre-shared key with s1 (see above)", "--limit 'c1,s1'"]],
+    ),
+    "a server failed after somebody had agreed with it": (
+        ["s1", "c1"],
+        {"agreed": [{"name": "c1", "other": "s1"}, {"name": "c1", "other": "s2"}]},
+        [["c1 has another pre-shared key with s2 now", "no tunnel between them", "--limit 's2'"]],
+    ),
+    "a new client that has agreed with a server that is not here": (
+        ["s1", "c1"],
+        {"added": ["c1"], "agreed": [{"name": "c1", "other": "s1"}, {"name": "c1", "other": "s2"}]},
+        [["s2 (not in this run", "do not know c1 yet", "--limit 's2'"]],
+    ),
+    "tunnels without pre-shared keys": (
+        ["s1", "s2", "c1"],
+        {"without_key": 3},
+        [["3 of the tunnels have no pre-shared key", "culvert.vpn.rotate_keys"]],
+    ),
     "renamed": (
         ["s1", "s2", "c1"],
         {"renamed": [{"from": "old", "to": "c1"}]},
@@ -50,12 +80,14 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     assert task["when"] == "__words | length > 0"
     plays = []
     for number, (hosts, changed, _lines) in enumerate(RUNS.values()):
-        joined = {"added": [], "removed": [], "renamed": [], **changed}
+        joined = {"added": [], "removed": [], "renamed": [], "without_key": 0, **changed}
+        agreed = {key: joined.pop(key) for key in ("agreed", "not_agreed") if key in joined}
+        said = {"__agreed": agreed} if agreed else {}
         written = {"content": "{{ __words | to_json }}", "dest": f"{directory}/{number}.json"}
         one = {
             "ansible.builtin.copy": written,
             "run_once": True,
-            "vars": {**task["vars"], "__joined": joined},
+            "vars": {**task["vars"], "__joined": joined, **said},
         }
         plays.append({"hosts": hosts, "gather_facts": False, "tasks": [one]})
     (directory / "play.yml").write_text(yaml.safe_dump(plays))

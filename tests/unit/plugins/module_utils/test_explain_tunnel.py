@@ -76,6 +76,8 @@ def test_the_destination_is_nobodys_or_anothers() -> None:
         ("unknown_peer", OTHER_KEY, "wrong_key", OTHER_KEY),
         ("stale_timestamp", CLIENT_KEY, "clock", "its clock went back"),
         ("bad_response", CLIENT_KEY, "wrong_key", "pre-shared keys differ"),
+        ("expired", CLIENT_KEY, "barred", "its time is up"),
+        ("quota", CLIENT_KEY, "barred", "its quota is up"),
     ],
 )
 def test_what_the_relay_refused(reason: str, key: str, name: str, word: str) -> None:

@@ -287,10 +287,16 @@ def test_an_engine_is_asked_for_images_and_containers(
     engine: _engine.Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(_engine, "find", lambda _name: "/usr/bin/docker")
-    spec = FactsSpec(image="culvert/relay:1", containers=("culvert-culvert0", "other"))
+    spec = FactsSpec(
+        image="culvert/relay:1", images=("bare", "none"), containers=("culvert-culvert0", "other")
+    )
     found = _host_facts.culvert(spec, no_command, str(tmp_path), engine)
     assert found["engine"] == {"rc": 0, "error": ""}
-    assert found["image"] == {"id": "sha256:1", "layers": ["a", "b"], "labels": {"l": "1"}}
+    assert found["image"] == {"id": "sha256:1", "layers": ["a", "b"], "labels": {"l": "1"}, "tags": []}
+    assert found["images"] == {
+        "bare": {"id": "sha256:2", "layers": [], "labels": {}, "tags": []},
+        "none": {},
+    }
     assert found["containers"]["other"] == {}
     seen = found["containers"]["culvert-culvert0"]
     assert (seen["status"], seen["image"]) == ("exited", "sha256:1")
@@ -311,7 +317,7 @@ def test_an_engine_is_asked_for_images_and_containers(
         "log": {"driver": "json-file", "max-size": "5m"},
     }
     assert engine.container("empty")["options"]["command"] == []
-    assert engine.image("bare") == {"id": "sha256:2", "layers": [], "labels": {}}
+    assert engine.image("bare") == {"id": "sha256:2", "layers": [], "labels": {}, "tags": []}
     with pytest.raises(HostError, match="status 500"):
         engine.image("broken")
 

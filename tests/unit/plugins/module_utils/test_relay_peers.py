@@ -23,7 +23,8 @@ from ansible_collections.culvert.vpn.plugins.module_utils._relay_file import (
     parse,
     render,
 )
-from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers import Observed, plan
+from ansible_collections.culvert.vpn.plugins.module_utils._relay_limits import PERIODS, Limits
+from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers import Observed, laid_open, plan
 from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers_spec import (
     PeersSpec,
     literal_address,
@@ -115,6 +116,15 @@ FILE_PEERS = st.builds(
     st.sampled_from(["", "198.51.100.1:51820", "[2001:db8::1]:51820", "gate.example.net:443"]),
     st.integers(0, 65535),
     st.sampled_from(["", *PSK]),
+    st.none() | st.integers(0, 65535),
+    limits=st.just(Limits())
+    | st.builds(
+        Limits,
+        st.sampled_from(["", "2027-06-30T22:00:00Z", "1970-01-01T00:00:01Z"]),
+        st.just(0) | st.integers(8000, 10**11),
+        st.integers(1, 2**63 - 1),
+        st.sampled_from(PERIODS),
+    ),
 )
 
 
@@ -323,6 +333,15 @@ def test_the_relay_is_told_the_difference_alone(
     shown = json.dumps(diff_of(steps))
     assert B not in shown, "who stays as he is is not mentioned"
     assert ("relay culvert0" in shown) == bool(lines)
+
+
+def test_who_loses_a_pre_shared_key_is_named() -> None:
+    had = [wish(key, preshared_key_file="/etc/culvert/a.psk") for key in (A, B, C)]
+    before = settled(spec_of(*had, wish(D)), preshared=PSK)
+    # One goes, one gets another key, one never had any.
+    after = spec_of(wish(A, name="gate"), wish(B), wish(C, preshared_key_file="/etc/culvert/b.psk"), wish(D))
+    assert laid_open(after, before) == ["gate", B]
+    assert laid_open(after, settled(after)) == []
 
 
 def test_the_diff_of_a_peer_says_what_a_person_wants_to_know() -> None:

@@ -93,6 +93,24 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     assert any("relay_address of c5 is 10.86.0.9, which is that of c4, too" in problem for problem in found)
 
 
+@pytest.mark.parametrize("here", [("c1", "c2"), ("c1",), ("c2",), ()])
+@pytest.mark.parametrize(
+    ("pins", "ipv6"), [({"pin": "10.86.0.9/16"}, True), ({"pin6": "fd86:ea04:1115::9/64"}, False)]
+)
+def test_an_address_that_two_are_to_have_is_said_once(
+    here: tuple[str, ...], pins: dict[str, str], ipv6: bool
+) -> None:
+    """By the checks, or by what gives hosts their addresses, whoever is here to get one."""
+    hosts = {
+        name: replace(each, here=name in here or each.server, ipv6=ipv6, **({} if each.server else pins))
+        for name, each in FLEET.hosts.items()
+    }
+    for registry in (None, REGISTRY):
+        found = problems(registry, replace(FLEET, hosts=hosts))
+        assert len(found) == 1, found
+        assert all(word in found[0] for word in ("c1", "c2", next(iter(pins.values())).partition("/")[0]))
+
+
 def test_what_a_template_of_an_absent_host_needs_is_no_problem() -> None:
     assert problems(REGISTRY, fleet("c2", here=False, problems=("c2: client_networks cannot be …",))) == []
 
