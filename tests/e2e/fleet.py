@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 #: Which eighth of the pretend-public networks a lab has. The demo has 0, Molecule's scenarios 2 and 6, the
-#: execution environment 7.
-NUMBERS = {"site": 1, "refusals": 3, "dns": 4, "leaks": 5}
+#: execution environment 7. From 8 on they are in two networks that are there for measurements (RFC 2544).
+NUMBERS = {"site": 1, "refusals": 3, "dns": 4, "leaks": 5, "daytwo": 8, "restore": 9}
+#: The first three numbers of the outer networks' addresses, and of the internets'.
+_NETWORKS = (("198.51.100", "203.0.113"), ("198.18.100", "198.19.113"))
 
 #: Is there on a host while a change waits for its confirmation.
 PENDING = "/var/lib/culvert/pending/transaction.json"
@@ -95,7 +97,7 @@ class Fleet:
     """A lab by its name; :meth:`up` makes it and :meth:`down` removes it."""
 
     name: str
-    number: int  # which eighth of the pretend-public networks is its own, 0 to 7; the demo has 0
+    number: int  # which eighth of the pretend-public networks is its own (NUMBERS); the demo has 0
     image: str = "culvert/host:trixie"
     #: More than one are read one on top of the other.
     inventories: list[Path] = field(default_factory=lambda: [INVENTORY])
@@ -107,9 +109,9 @@ class Fleet:
         return {
             "lab_name": self.name,
             "lab_image": self.image,
-            "lab_subnet4": f"198.51.100.{32 * self.number}/27",
+            "lab_subnet4": f"{self.outer(0)}/27",
             "lab_subnet6": f"2001:db8:{51 + self.number}::/64",
-            "lab_internet4": f"203.0.113.{32 * self.number}/27",
+            "lab_internet4": f"{self.internet(0)}/27",
             "relay_image_archive": str(ROOT / ".cache" / "relay-image.tar"),
             "site_registry": str(self.registry),
         }
@@ -120,10 +122,10 @@ class Fleet:
         return ROOT / ".cache" / f"{self.name}-registry.txt"
 
     def outer(self, number: int) -> str:
-        return f"198.51.100.{32 * self.number + number}"
+        return f"{_NETWORKS[self.number // 8][0]}.{32 * (self.number % 8) + number}"
 
     def internet(self, number: int) -> str:
-        return f"203.0.113.{32 * self.number + number}"
+        return f"{_NETWORKS[self.number // 8][1]}.{32 * (self.number % 8) + number}"
 
     def container(self, host: str) -> str:
         return f"culvert-{self.name}-{host.rpartition('-')[2]}"

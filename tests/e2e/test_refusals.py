@@ -102,7 +102,7 @@ REFUSALS = {
         ["relay_interface", "sixteen-bytes-xy", "1 to 15 bytes"], {"relay_interface": "sixteen-bytes-xy"}
     ),
     "two hosts with one address": Refusal(
-        ["relay_address of demo-client2 is 10.86.0.9", "that of demo-client1, too"],
+        ["relay_address of demo-client2 is 10.86.0.9, which demo-client1 has"],
         {"relay_address": "10.86.0.9/16"},
     ),
     "an address from elsewhere": Refusal(
@@ -125,7 +125,7 @@ REFUSALS = {
         ["gone1, gone2, gone3, gone4", "site_max_removals"],
         host_state=registered("gone1", "gone2", "gone3", "gone4"),
     ),
-    "a registry of a newer version": Refusal(["newer version", "format 2"], host_state=registered(format=2)),
+    "a registry of a newer version": Refusal(["newer version", "format 3"], host_state=registered(format=3)),
     "a damaged registry": Refusal(["damaged", "version control"], host_state=registered(hosts=[])),
     "/dev/net/tun missing": Refusal(
         ["demo-client1 has no /dev/net/tun", "modprobe tun"], arguments=ALONE, host_state=tun_missing

@@ -15,6 +15,7 @@ import re
 import selectors
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
@@ -22,7 +23,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.fleet.engine import Container, Engine, Refused
+from tests.fleet import attach
+from tests.fleet.engine import Container, Engine
+from tests.fleet.images import Refused
 
 SOCKET = "/run/docker.sock"
 VERSION, LEAST = "1.41", "1.12"
@@ -113,7 +116,12 @@ class Handler(BaseHTTPRequestHandler):
         query = {key: values[-1] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         method = "GET" if self.command == "HEAD" else self.command
+        streamed = STREAMED.fullmatch(path)
         try:
+            if streamed and method == "POST":
+                container = self.server.container(streamed[1])
+                (attach.attach if streamed[2] == "attach" else attach.wait)(self, container)
+                return
             status, answer = self._route(method, path, query, body)
         except Refused as refused:
             status, answer = refused.status, {"message": str(refused)}
@@ -124,13 +132,14 @@ class Handler(BaseHTTPRequestHandler):
             match = pattern.fullmatch(path)
             if match and wanted == method:
                 answer = function(self.server, *match.groups(), query, body)
-                return (201 if path == "/containers/create" else 200 if answer is not None else 204), answer
+                made = path == "/containers/create" or path.endswith("/tag")
+                return (201 if made else 200 if answer is not None else 204), answer
         raise Refused(501, f"the simulation's engine does not know {method} {path}")
 
     def _send(self, status: int, answer: Any) -> None:
         text = (
-            b""
-            if answer is None
+            answer or b""
+            if answer is None or isinstance(answer, bytes)
             else answer.encode()
             if isinstance(answer, str)
             else json.dumps(answer).encode()
@@ -138,7 +147,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("API-Version", VERSION)
         self.send_header("OSType", "linux")
-        self.send_header("Content-Type", "text/plain" if isinstance(answer, str) else "application/json")
+        self.send_header(
+            "Content-Type", "text/plain" if isinstance(answer, (str, bytes)) else "application/json"
+        )
         if status != 204:
             self.send_header("Content-Length", str(len(text)))
         self.end_headers()
@@ -201,7 +212,7 @@ def _list(engine: Engine, query: _Query, body: bytes) -> list[dict[str, Any]]:
 
 
 def _create(engine: Engine, query: _Query, body: bytes) -> dict[str, Any]:
-    return {"Id": engine.create(query["name"], json.loads(body)).id, "Warnings": []}
+    return {"Id": engine.create(query.get("name", ""), json.loads(body)).id, "Warnings": []}
 
 
 def _inspect(engine: Engine, name: str, query: _Query, body: bytes) -> dict[str, Any]:
@@ -226,6 +237,18 @@ def _kill(engine: Engine, name: str, query: _Query, body: bytes) -> None:
     engine.kill(name, signal.Signals(number))
 
 
+def _rename(engine: Engine, name: str, query: _Query, body: bytes) -> None:
+    engine.rename(name, query["name"].lstrip("/"))
+
+
+def _log(engine: Engine, name: str, query: _Query, body: bytes) -> bytes:
+    """In pieces, as Docker sends it: the stream, three bytes of zero, the length."""
+    lines, tail = engine.written(name), query.get("tail", "all")
+    if tail.isdecimal():
+        lines = lines[len(lines) - min(len(lines), int(tail)) :]
+    return b"".join(struct.pack(">BxxxI", 2, len(line)) + line for line in lines)
+
+
 def _remove(engine: Engine, name: str, query: _Query, body: bytes) -> None:
     engine.remove(name, _truth(query, "force"))
 
@@ -234,29 +257,36 @@ def _images(engine: Engine, query: _Query, body: bytes) -> list[dict[str, Any]]:
     wanted = _filters(query).get("reference", [])
     return [
         image.inspect()
-        for image in list(engine.images.values())
+        for image in engine.images
         if not wanted or any(name in (tag, tag.rpartition(":")[0]) for name in wanted for tag in image.tags)
     ]
 
 
 def _image(engine: Engine, name: str, query: _Query, body: bytes) -> dict[str, Any]:
-    return engine.image(name).inspect()
+    return engine.images.get(name).inspect()
 
 
 def _load(engine: Engine, query: _Query, body: bytes) -> dict[str, str]:
-    tags = [tag for image in engine.load(io.BytesIO(body)) for tag in image.tags]
+    engine.check("load")
+    tags = [tag for image in engine.images.load(io.BytesIO(body)) for tag in image.tags]
     return {"stream": "".join(f"Loaded image: {tag}\n" for tag in tags)}
 
 
+def _tag(engine: Engine, name: str, query: _Query, body: bytes) -> str:
+    engine.images.tag(name, f"{query['repo']}:{query.get('tag') or 'latest'}")
+    return ""
+
+
 def _remove_image(engine: Engine, name: str, query: _Query, body: bytes) -> list[dict[str, str]]:
-    image = engine.remove_image(name)
-    return [*({"Untagged": tag} for tag in image.tags), {"Deleted": image.id}]
+    return engine.remove_image(name)
 
 
 def _networks(engine: Engine, query: _Query, body: bytes) -> list[dict[str, Any]]:
     return [{"Name": "host", "Id": "host", "Driver": "host", "Options": {}}]
 
 
+# Answered as long as a container runs.
+STREAMED = re.compile("/containers/([^/]+)/(attach|wait)")
 ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Any]]] = [
     (method, re.compile(pattern), function)
     for method, pattern, function in (
@@ -271,10 +301,13 @@ ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Any]]] = [
         ("POST", "/containers/([^/]+)/stop", _stop),
         ("POST", "/containers/([^/]+)/restart", _restart),
         ("POST", "/containers/([^/]+)/kill", _kill),
+        ("POST", "/containers/([^/]+)/rename", _rename),
+        ("GET", "/containers/([^/]+)/logs", _log),
         ("DELETE", "/containers/([^/]+)", _remove),
         ("GET", "/images/json", _images),
         ("POST", "/images/load", _load),
         ("GET", "/images/(.+)/json", _image),
+        ("POST", "/images/(.+)/tag", _tag),
         ("DELETE", "/images/(.+)", _remove_image),
     )
 ]

@@ -15,11 +15,17 @@ from tests.netns import lab as lab_module
 
 HERE = Path(__file__).parent
 SIZE = {
+    "test_backup": (1, 1),
     "test_changes": (2, 4),
     "test_deployment": (3, 9),
+    "test_devices": (1, 1),
     "test_failover": (2, 2),
+    "test_keys": (2, 1),
     "test_pull": (1, 2),
+    "test_revocation": (1, 2),
+    "test_rotation": (1, int(os.environ.get("CULVERT_ROTATION_CLIENTS", "2"))),
     "test_simulation": (1, 1),
+    "test_upgrade": (1, 1),
 }
 
 

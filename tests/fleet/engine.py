@@ -1,7 +1,7 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What stands in for the container engine of a simulated host: images without content, containers that are
-processes.
+"""What stands in for the container engine of a simulated host: images without content
+(:mod:`tests.fleet.images`), containers that are processes.
 
 Of a container this keeps the command, the environment, the user, the capabilities, ``no-new-privileges``, the
 log and the restart policy. It has no file system of its own and no limits: it sees the files of its host, and
@@ -10,20 +10,20 @@ the image's command is taken from this checkout. :mod:`tests.fleet.api` is how i
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import signal
 import subprocess
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from tests.fleet.attach import Streams
+from tests.fleet.images import KINDS, TEST_LABEL, Image, Images, Refused
 
 NEVER = "0001-01-01T00:00:00Z"
 # Where a host has what is in the image: the source of the relay, and Python with the packages that it needs.
@@ -32,69 +32,18 @@ _RESTARTED = ("always", "unless-stopped", "on-failure")
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _WELL_AFTER_S = 0.1, 60.0, 10.0  # as Docker has them
 
 
-class Refused(Exception):
-    """The engine does not do what it was asked for; ``status`` is the one of HTTP."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 def now() -> str:
     """The time as the engine writes it."""
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
-@dataclass(frozen=True)
-class Image:
-    id: str
-    tags: Sequence[str]
-    config: Mapping[str, Any]
-    layers: Sequence[str]
-
-    def inspect(self) -> dict[str, Any]:
-        return {
-            "Id": self.id,
-            "RepoTags": list(self.tags),
-            "RepoDigests": [],
-            "Config": dict(self.config),
-            "RootFS": {"Type": "layers", "Layers": list(self.layers)},
-            "Architecture": "amd64",
-            "Os": "linux",
-            "Size": 0,
-        }
-
-
-def read_archive(stream: IO[bytes]) -> list[Image]:
-    """The images of an archive that ``docker save`` has made.
-
-    :raises Refused: it is something else.
-    """
-    try:
-        with tarfile.open(fileobj=stream) as archive:
-
-            def member(name: str) -> bytes:
-                file = archive.extractfile(name)
-                if file is None:
-                    raise KeyError(name)
-                return file.read()
-
-            images = []
-            for entry in json.loads(member("manifest.json")):
-                text = member(entry["Config"])
-                config = json.loads(text)
-                number = f"sha256:{hashlib.sha256(text).hexdigest()}"
-                images.append(
-                    Image(number, entry["RepoTags"], config["config"], config["rootfs"]["diff_ids"])
-                )
-            return images
-    except (tarfile.TarError, KeyError, ValueError, TypeError) as wrong:
-        raise Refused(500, f"not an archive of images: {wrong}") from None
-
-
 @dataclass
 class Container:
-    """:ivar wanted: whether it is to run, as far as the restart policy says."""
+    """:ivar wanted: whether it is to run, as far as the restart policy says.
+    :ivar ended: set when its process has ended, and when it is removed, if it is to be, after that.
+    :ivar log: a file that containers of one name share, each from ``log_begins`` on.
+    :ivar streams: the connection that its input and output are, ``None`` for its log.
+    """
 
     id: str
     name: str
@@ -109,6 +58,10 @@ class Container:
     restarts: int = 0
     wanted: bool = False
     process: subprocess.Popen[bytes] | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+    streams: Streams | None = None
+    log: Path = Path("/dev/null")
+    log_begins: int = 0
 
     @property
     def policy(self) -> str:
@@ -178,7 +131,8 @@ class Container:
 class Engine:
     """The engine of one host.
 
-    :ivar faults: what it refuses, by operation (``create``, ``start`` …): a test puts a message here.
+    :ivar faults: what it refuses, by operation (``create``, ``start`` …), or by operation and container
+        (``create culvert-culvert0``): a test puts a message here.
     """
 
     def __init__(
@@ -187,43 +141,14 @@ class Engine:
         self._enter, self._path, self._logs = enter, path, logs
         self._lock = threading.RLock()
         self._powered = True
-        self.images: dict[str, Image] = {}
+        self.images = Images()
         self.containers: dict[str, Container] = {}
         self.faults: dict[str, str] = {}
 
-    # -- images
-
-    def load(self, stream: IO[bytes]) -> list[Image]:
-        self._check("load")
-        images = read_archive(stream)
-        with self._lock:
-            for image in images:
-                self.images = {key: self._without(old, image.tags) for key, old in self.images.items()}
-                self.images[image.id] = image
-        return images
-
-    @staticmethod
-    def _without(image: Image, tags: Sequence[str]) -> Image:
-        return Image(image.id, [tag for tag in image.tags if tag not in tags], image.config, image.layers)
-
-    def image(self, name: str) -> Image:
-        for image in self.images.values():
-            if (
-                name in (image.id, image.id.removeprefix("sha256:"), *image.tags)
-                or f"{name}:latest" in image.tags
-            ):
-                return image
-        raise Refused(404, f"No such image: {name}")
-
-    def remove_image(self, name: str) -> Image:
-        image = self.image(name)
-        if any(container.image.id == image.id for container in self.containers.values()):
-            raise Refused(409, f"{name} is used by a container")
-        with self._lock:
-            del self.images[image.id]
-        return image
-
     # -- containers
+
+    def remove_image(self, name: str) -> list[dict[str, str]]:
+        return self.images.remove(name, {container.image.id for container in self.containers.values()})
 
     def container(self, name: str) -> Container:
         for container in self.containers.values():
@@ -232,11 +157,12 @@ class Engine:
         raise Refused(404, f"No such container: {name}")
 
     def create(self, name: str, wish: Mapping[str, Any]) -> Container:
-        self._check("create")
+        self.check("create", name)
+        name = name or f"unnamed-{os.urandom(4).hex()}"
         with self._lock:
             if any(container.name == name for container in self.containers.values()):
                 raise Refused(409, f'The container name "/{name}" is already in use')
-            image = self.image(wish["Image"])
+            image = self.images.get(wish["Image"])
             config = {
                 key: value for key, value in wish.items() if key not in ("HostConfig", "NetworkingConfig")
             }
@@ -251,11 +177,13 @@ class Engine:
                 key: value for key, value in wish.get("HostConfig", {}).items() if value is not None
             }
             made = Container(os.urandom(32).hex(), name, image, config, host_config)
+            made.log = self._logs / f"{name}.log"
+            made.log_begins = made.log.stat().st_size if made.log.exists() else 0
             self.containers[made.id] = made
             return made
 
     def start(self, name: str) -> None:
-        self._check("start")
+        self.check("start")
         with self._lock:
             container = self.container(name)
             container.wanted = True
@@ -283,6 +211,18 @@ class Engine:
     def restart(self, name: str) -> None:
         self.stop(name)
         self.start(name)
+
+    def rename(self, name: str, new: str) -> None:
+        self.check("rename")
+        with self._lock:
+            if any(container.name == new for container in self.containers.values()):
+                raise Refused(409, f'The container name "/{new}" is already in use')
+            self.container(name).name = new
+
+    def written(self, name: str) -> list[bytes]:
+        """The lines of its log."""
+        container = self.container(name)
+        return container.log.read_bytes()[container.log_begins :].splitlines(keepends=True)
 
     def remove(self, name: str, force: bool) -> None:
         container = self.container(name)
@@ -312,9 +252,10 @@ class Engine:
 
     # -- processes
 
-    def _check(self, operation: str) -> None:
-        if operation in self.faults:
-            raise Refused(500, self.faults[operation])
+    def check(self, operation: str, name: str = "") -> None:
+        for fault in (operation, f"{operation} {name}"):
+            if fault in self.faults:
+                raise Refused(500, self.faults[fault])
 
     def _launch(self, container: Container) -> None:
         for bind in container.host_config.get("Binds") or []:
@@ -323,15 +264,19 @@ class Engine:
                 source.mkdir(parents=True)
         variables = dict(item.split("=", 1) for item in container.config["Env"])
         variables["PYTHONPATH"] = SOURCE
-        with (self._logs / f"{container.name}.log").open("ab") as log:
+        streams, pipe = container.streams, subprocess.PIPE
+        with container.log.open("ab") as log:
             container.process = subprocess.Popen(
                 self._enter([*_confined(container), *_program(container)]),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                stdin=pipe if streams else subprocess.DEVNULL,
+                stdout=pipe if streams else log,
+                stderr=pipe if streams else subprocess.STDOUT,
                 env=variables,
                 cwd="/",
             )
+        container.ended.clear()
+        if streams:
+            streams.carry(container.process)
         container.status, container.started = "running", now()
         keeper = threading.Thread(target=self._keep, args=(container, container.process), daemon=True)
         keeper.start()
@@ -353,7 +298,10 @@ class Engine:
                 container.restarts = 0
             wait_s = min(_FIRST_WAIT_S * 2**container.restarts, _LONGEST_WAIT_S)
             container.restarts += 1
+            if not again and container.host_config.get("AutoRemove"):
+                self.containers.pop(container.id, None)
         if not again:
+            container.ended.set()
             return
         time.sleep(wait_s)
         with self._lock:
@@ -381,6 +329,7 @@ class Engine:
             if container.process is process:
                 container.process = None
                 container.status, container.finished = "exited", now()
+        container.ended.set()
 
 
 def _confined(container: Container) -> list[str]:
@@ -400,31 +349,10 @@ def _confined(container: Container) -> list[str]:
 
 def _program(container: Container) -> list[str]:
     words = container.command()
+    instead = list(KINDS.get((container.image.config.get("Labels") or {}).get(TEST_LABEL, ""), ()))
+    if instead and words[1:2] == ["run"]:
+        program = f"{PYTHON}/bin/python" if instead[0] == "python" else instead[0]
+        return [program, *instead[1:], *(words[1:] if instead[0] == "python" else [])]
     if words[:1] != ["culvert"]:
         raise Refused(500, f"this image has no program {words[:1]}")
     return [f"{PYTHON}/bin/python", "-m", *words]
-
-
-def write_archive(path: Path, tag: str, note: str = "") -> None:
-    """An archive as ``docker save`` makes it of the relay's image, without the content of its layers.
-
-    :param note: makes another image of it.
-    """
-    config = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {
-            "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1"],
-            "Entrypoint": ["culvert"],
-            "Cmd": ["run", "culvert0"],
-            "Labels": {"io.culvert.image": "relay", "io.culvert.source": f"the checkout {note}".strip()},
-        },
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(note.encode()).hexdigest()}"]},
-    }
-    with tarfile.open(path, "w") as archive:
-        manifest = [{"Config": "config.json", "RepoTags": [tag], "Layers": []}]
-        for name, value in (("manifest.json", manifest), ("config.json", config)):
-            file = path.with_name(name)
-            file.write_text(json.dumps(value))
-            archive.add(file, name)
-            file.unlink()

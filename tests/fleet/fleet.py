@@ -14,10 +14,13 @@ Only the container engine is replaced (tests/fleet/README.md). Machines keep the
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,8 +34,8 @@ from typing import Any
 import yaml
 
 from tests.fleet.api import Engines
-from tests.fleet.engine import write_archive
 from tests.fleet.host import FleetHost
+from tests.fleet.images import write_archive
 from tests.fleet.network import MOST_CLIENTS, MOST_SERVERS, Network, number_of
 from tests.fleet.sessions import Session, Sessions, ask, public_key
 from tests.netns.endpoints import REPOSITORY
@@ -94,6 +97,17 @@ class Running:
     process: Process
     output: Path
     began: float
+
+    def kill(self) -> Run:
+        """As if the controller's power had gone: it and all that it has started ends, and says nothing."""
+        pids = [self.process.pid]
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return self.wait()
 
     def wait(self) -> Run:
         code = self.process.wait(_ENDS_WITHIN_S)
@@ -161,10 +175,12 @@ class Fleet:
             host.engine.power_off()
         self.engines.close()
 
-    def have_image(self, note: str = "") -> None:
-        """The archive of the relay's image on the controller; with another ``note``, another image."""
+    def have_image(self, note: str = "", kind: str = "", takes_over: bool = False) -> None:
+        """The archive of the relay's image on the controller: with another ``note``, another image; see
+        :func:`tests.fleet.images.write_archive`.
+        """
         defaults = yaml.safe_load((REPOSITORY / "roles/relay/defaults/main.yml").read_text())
-        write_archive(self.directory / "relay-image.tar", defaults["relay_image"], note)
+        write_archive(self.directory / "relay-image.tar", defaults["relay_image"], note, kind, takes_over)
 
     def _variables(self) -> dict[str, Any]:
         common = ["-F", "none", "-i", str(self.directory / "user_key"), "-o", "StrictHostKeyChecking=yes"]

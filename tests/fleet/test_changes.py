@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.fleet.fleet import Fleet
+from tests.fleet.fleet import RELAY, Fleet
 from tests.fleet.sessions import changed
 from tests.netns.lab import eventually
 
@@ -91,7 +91,7 @@ def test_a_server_that_cannot_be_reached_is_forgotten_by_nobody(deployed: Fleet)
 def test_a_client_that_fails_half_way_keeps_nobody_from_anything(deployed: Fleet) -> None:
     with fifth_client(deployed) as new:
         # With one change for all, which must not wait for the one that fails.
-        deployed.machines[new].engine.faults["create"] = "no space left on device"
+        deployed.machines[new].engine.faults[f"create {RELAY}"] = "no space left on device"
         with sessions_change(deployed, *((server, new) for server in SERVERS)):
             run = deployed.deploy(client_persistent_keepalive=22)
             assert run.failed() == {new}

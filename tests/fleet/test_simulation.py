@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.fleet.engine import Refused, read_archive, write_archive
 from tests.fleet.fleet import Fleet
 from tests.fleet.host import FleetHost
-from tests.fleet.sessions import Session, changed
+from tests.fleet.images import Refused, read_archive, write_archive
+from tests.fleet.sessions import Session, changed, public_key
 from tests.netns.lab import eventually
 
 NAME = "sleeper"
@@ -27,7 +28,7 @@ def host(fleet: Fleet, tmp_path: Path) -> FleetHost:
     archive = tmp_path / "image.tar"
     write_archive(archive, "culvert/relay:test")
     with archive.open("rb") as stream:
-        host.engine.load(stream)
+        host.engine.images.load(stream)
     wish: dict[str, Any] = {
         "Image": "culvert/relay:test",
         "Cmd": ["respond", "--listen", "127.0.0.1", "--port", "51821"],
@@ -57,6 +58,20 @@ def test_the_docker_command_sees_the_containers(host: FleetHost) -> None:
         "CULVERT" in " ".join(state["Config"]["Env"])
         or state["Config"]["Labels"]["io.culvert.image"] == "relay"
     )
+
+
+def test_a_container_that_answers_once_and_is_gone(host: FleetHost) -> None:
+    """As modules use it: what goes in and what comes out crosses no file and no command line."""
+    private = base64.b64encode(bytes(range(32))).decode()
+    argv = ["docker", "run", "--rm", "-i", "--network", "none", "--read-only", "--cap-drop", "ALL"]
+    argv += ["--security-opt", "no-new-privileges", "--user", "51820:51820", "culvert/relay:test"]
+    done = host.run([*argv, "pubkey"], stdin=private)
+    assert done.stdout.strip() == public_key(bytes(range(32)).hex())
+    wrong = host.run([*argv, "pubkey"], stdin="no key", check=False)
+    assert wrong.returncode
+    assert wrong.stderr
+    assert not wrong.stdout
+    assert docker(host, "ps", "--all", "--format", "{{.Names}}") == NAME
 
 
 def test_a_container_is_a_process_of_its_host_without_rights(host: FleetHost) -> None:

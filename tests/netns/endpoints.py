@@ -55,6 +55,7 @@ class Peer:
     preshared_key: str = ""
     keepalive_s: int = 0
     failover: int | None = None  # the relay's own
+    more: Sequence[str] = ()  # lines of the relay's own
 
     def text(self) -> str:
         lines = ["[Peer]", f"PublicKey = {self.public_key}", f"AllowedIPs = {', '.join(self.allowed_ips)}"]
@@ -66,7 +67,7 @@ class Peer:
         lines += [f"{name} = {value}" for name, value in optional.items() if value]
         if self.failover is not None:
             lines.append(f"Failover = {self.failover}")
-        return "\n".join([*lines, ""])
+        return "\n".join([*lines, *self.more, ""])
 
 
 @dataclass
@@ -79,9 +80,13 @@ class Settings:
     peers: list[Peer] = field(default_factory=list)
     shared_ips: Sequence[str] = ()  # the failover group's; the relay's own
     failover_timeout_s: float = 0.0  # the relay's own; 0: its default
+    alternate_key: str = ""  # the relay's own: the private key of a second identity
+    more: Sequence[str] = ()  # lines of the relay's own
 
     def text(self) -> str:
         lines = ["[Interface]", f"PrivateKey = {self.private_key}"]
+        if self.alternate_key:
+            lines.append(f"AlternatePrivateKey = {self.alternate_key}")
         if self.listen_port:
             lines.append(f"ListenPort = {self.listen_port}")
         if self.fwmark:
@@ -90,7 +95,7 @@ class Settings:
             lines.append(f"FailoverAllowedIPs = {', '.join(self.shared_ips)}")
         if self.failover_timeout_s:
             lines.append(f"FailoverTimeout = {self.failover_timeout_s:g}")
-        return "\n".join([*lines, "", *(peer.text() for peer in self.peers)])
+        return "\n".join([*lines, *self.more, "", *(peer.text() for peer in self.peers)])
 
 
 class Endpoint(abc.ABC):

@@ -5,18 +5,22 @@
 ``serve ADDRESS PORT``: answers TCP and UDP with what it gets.
 ``udp|stream|connect ADDRESS PORT``: sends without end, and writes a line for each answer: when it came, in
 seconds of CLOCK_MONOTONIC, which all hosts of a lab share. ``stream`` is one TCP connection, and ends with
-it; ``connect`` makes a new one each time. Standard library only: it runs with ``python -I -S``.
+it; ``connect`` makes a new one each time. ``udp`` numbers what it sends, and writes ``lost COUNT WHEN`` when
+numbers were left out of the answers. Standard library only: it runs with ``python -I -S``.
 """
 
 from __future__ import annotations
 
+import itertools
 import socket
+import struct
 import sys
 import threading
 import time
 
 PIECE = bytes(8192)
 EVERY_S = 0.05
+_NUMBER = struct.Struct("!Q")
 # A connection that is not made by then is given up, as a browser's next try does.
 CONNECT_S = 1.0
 
@@ -55,11 +59,15 @@ def udp(address: str, port: int) -> None:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.connect((address, port))
     sock.settimeout(EVERY_S)
-    while True:
+    awaited = 0
+    for number in itertools.count():
         try:
-            sock.send(b"there?")
-            sock.recv(100)
+            sock.send(_NUMBER.pack(number))
+            (answered,) = _NUMBER.unpack(sock.recv(100))
             arrived()
+            if answered > awaited:
+                print(f"lost {answered - awaited} {time.monotonic():.4f}", flush=True)
+            awaited = max(awaited, answered + 1)
             time.sleep(EVERY_S)
         except OSError:
             # Nothing came, or an ICMP error did.

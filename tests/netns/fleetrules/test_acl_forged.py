@@ -23,14 +23,14 @@ FORGED = {
     "echo request": ("icmp", ECHO_REQUEST),
     "echo reply": ("icmp", ECHO_REPLY),
 }
-# What is between brackets in all that arrives of TCP and ICMP.
+# What is in words between brackets in all that arrives of TCP and ICMP: the bytes of others may have brackets, too.
 _LISTEN = """
 import re, select, socket
 raws = [socket.socket(socket.AF_INET, socket.SOCK_RAW, number) for number in (socket.IPPROTO_TCP, socket.IPPROTO_ICMP)]
 print("listening", flush=True)
 while True:
     for raw in select.select(raws, [], [])[0]:
-        for text in re.findall(rb"<([^>]*)>", raw.recv(2000)):
+        for text in re.findall(rb"<([A-Za-z ,]+)>", raw.recv(2000)):
             print(text.decode(), flush=True)
 """  # noqa: E501
 _SEND = """

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.culvert.vpn.plugins.plugin_utils._acl import ANSWERS, REFUSED, acl_chains
+from ansible_collections.culvert.vpn.plugins.plugin_utils._acl import NAME as NAME_OF_ACL
 
 from tests.netns.modules.documents import Led, assert_same
 from tests.netns.modules.host import COLLECTIONS, Host, Result
@@ -101,6 +103,26 @@ def test_leftovers_of_a_document_that_was_lost(led: Led) -> None:
     foretold = run(host, {**BLANK, **lists}, check=True, state="absent")
     assert run(host, {**BLANK, **lists}, state="absent")["plan"] == foretold["plan"]
     assert_same(led.state(), before)
+
+
+def test_parts_of_acls_are_found_when_the_document_was_lost(led: Led) -> None:
+    """Nobody knows their names by then. What only looks like one of them is somebody's own."""
+    host = led.host
+    host.sh("iptables -t mangle -N CULVERT-ACL-0123ABCDE; iptables -t mangle -N CULVERT-ACL-0123abcd")
+    before = led.state()
+    acls = {
+        f"c{n}": {"addresses": [f"10.86.{n}.2/32"], "rules": [{"to": "10.20.0.0/16"}]} for n in range(100)
+    }
+    chains = acl_chains(acls, "culvert0", "0x7", ["ipv4"])
+    names = [chain["name"] for chain in chains]
+    assert len(names) > 3, "else nothing is cut"
+    run(host, {**BLANK, "chains": chains})
+    host.sh("rm -r /var/lib/culvert/network.d")
+    # As the role lists them, which knows those that each server has.
+    listed = [chain for chain in chains if chain["name"] in (REFUSED, ANSWERS, NAME_OF_ACL)]
+    for _attempt in range(2):
+        run(host, {**BLANK, "chains": listed}, state="absent")
+        assert_same(led.state(), before)
 
 
 def test_drift_is_put_right(led: Led) -> None:
