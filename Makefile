@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test fuzz sanitize bench bench-fleet bench-load bench-size soak lint sanity image wheels execution-environment build setup deps-update clean
+.PHONY: help demo demo-down test fuzz sanitize bench bench-fleet bench-load bench-size bench-handover soak lint sanity image wheels execution-environment build setup deps-update clean
 
 help: ## this list
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk -F: '{ printf "  make %-22s %s\n", $$1, $$2 }'
@@ -58,6 +58,12 @@ bench-size: ## what 100 to 10,000 peers cost a relay that has little to do; ARGS
 	@tools/packages.sh test
 	@tools/setup.sh tools
 	@PYTHONPATH=images/relay/src tools/run.sh python -m bench.relay_size $(ARGS)
+
+bench-handover: ## what replacing a relay under load costs: handover, quick handshake, restart; ARGS='--rounds 5'
+	@tools/packages.sh test
+	@tools/setup.sh tools
+	@tools/native.sh
+	@PYTHONPATH=images/relay/src tools/run.sh python -m bench.handover $(ARGS)
 
 soak: ## two relays under a transfer, rekeys and peers that come and go; ARGS=minutes
 	@tools/packages.sh test
