@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import _engine, _relay_agreement, _uapi
+from . import _engine, _listeners, _relay_agreement, _uapi
 from ._core import HostError, MissingLibrary, Runner
 from ._iptables import find
 from ._options import Options
@@ -66,6 +66,7 @@ class FactsSpec:
     images: tuple[str, ...] = ()
     containers: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    tcp_ports: tuple[int, ...] = ()
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> FactsSpec:
@@ -80,6 +81,7 @@ class FactsSpec:
             images=tuple(options.texts("images")),
             containers=tuple(options.texts("containers")),
             files=tuple(options.texts("files")),
+            tcp_ports=tuple(options.raw("tcp_ports", [])),
         )
         options.done()
         return spec
@@ -139,6 +141,7 @@ def culvert(
         "agreement": _agreement(f"{root}{spec.config_dir}", spec.name, config),
         "registry_id": registry_id(config),
         "files": {path: os.path.exists(f"{root}{path}") for path in spec.files},
+        "tcp_ports": _listeners.others(spec.tcp_ports, spec.name, root),
     }
 
 

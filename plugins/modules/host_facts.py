@@ -70,6 +70,12 @@ options:
     type: list
     elements: path
     default: []
+  tcp_ports:
+    description:
+      - TCP ports that the relay is to listen on.
+    type: list
+    elements: int
+    default: []
 seealso:
   - module: culvert.vpn.relay_info
 """
@@ -222,6 +228,12 @@ ansible_facts:
           description: For each of O(files), whether it exists.
           type: dict
           sample: {}
+        tcp_ports:
+          description:
+            - Which of O(tcp_ports) somebody else than the relay listens on, and who, with C(address),
+              C(process) and C(pid).
+          type: dict
+          sample: {"443": {"address": "0.0.0.0", "process": "nginx", "pid": 811}}
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -239,6 +251,7 @@ def main() -> None:
             "images": {"type": "list", "elements": "str", "default": []},
             "containers": {"type": "list", "elements": "str", "default": []},
             "files": {"type": "list", "elements": "path", "default": []},
+            "tcp_ports": {"type": "list", "elements": "int", "default": []},
         },
         supports_check_mode=True,
     )
