@@ -21,7 +21,9 @@ from typing import Any
 from . import _x25519
 from ._relay_failover import PRIORITY_MAX, Group
 from ._relay_limits import Limits, limits_in_file
+from ._relay_listeners import Layer, Listeners, layer_in_file, listeners_in_file
 from ._relay_records import Records, records_in_file
+from ._relay_ways import Ways, is_plain, ways_in_file
 
 HEADER = "# Managed by culvert.vpn: changes made here are lost at the next run.\n"
 #: Begins the line of the header that says which state of the fleet's registry the peers come from.
@@ -43,7 +45,8 @@ class FilePeer:
     """One ``[Peer]`` section.
 
     :ivar public_key: base64; empty in check mode, for a key that is not made yet.
-    :ivar endpoint: ``host:port``, empty for none.
+    :ivar endpoint: ``host:port``, empty for none; or several, separated by commas, and with a scheme where it
+        is a stream.
     :ivar keepalive_s: 0 for none.
     :ivar preshared_key_file: a path, empty for none.
     :ivar failover: priority in the failover group, ``None`` for no member.
@@ -51,6 +54,7 @@ class FilePeer:
     :ivar succeeds: public key of the peer whose place it is about to take, empty for none. It has no prefixes
         and no priority of its own then.
     :ivar limits: when it ends, and how much it may send and receive.
+    :ivar ways: what goes with endpoints that are streams.
     """
 
     public_key: str
@@ -63,6 +67,12 @@ class FilePeer:
     local_key: str = PRIMARY
     succeeds: str = ""
     limits: Limits = field(default_factory=Limits)
+    ways: Ways = field(default_factory=Ways)
+
+    @property
+    def plain(self) -> bool:
+        """Whether any WireGuard program could have it: at most one endpoint, of UDP, and nothing beside."""
+        return is_plain(self.endpoint) and not self.ways
 
     def options(self) -> list[tuple[str, str]]:
         """What is written into the section, in this order."""
@@ -73,6 +83,7 @@ class FilePeer:
             ("PresharedKeyFile", self.preshared_key_file),
             ("AllowedIPs", ", ".join(self.allowed_ips)),
             ("Endpoint", self.endpoint),
+            *self.ways.options(),
             ("PersistentKeepalive", str(self.keepalive_s or "")),
             ("Failover", "" if self.failover is None else str(self.failover)),
             *self.limits.options(),
@@ -98,6 +109,8 @@ class FileConfig:
     :ivar registry_id: of the state of the fleet's registry that the peers come from, empty for none.
     :ivar alternate_key_file: with the private key of the identity that is about to follow, empty for none.
     :ivar records: what the relay keeps a record of.
+    :ivar listeners: where it listens for streams.
+    :ivar layer: which layer it carries.
     """
 
     private_key_file: str = ""
@@ -111,6 +124,8 @@ class FileConfig:
     registry_id: str = ""
     alternate_key_file: str = ""
     records: Records = field(default_factory=Records)
+    listeners: Listeners = field(default_factory=Listeners)
+    layer: Layer = field(default_factory=Layer)
 
     def options(self) -> list[tuple[str, str]]:
         """What is written into the section ``[Interface]``, in this order."""
@@ -118,9 +133,11 @@ class FileConfig:
             ("PrivateKeyFile", self.private_key_file),
             ("AlternatePrivateKeyFile", self.alternate_key_file),
             ("ListenPort", str(self.listen_port or "")),
+            *self.listeners.options(),
             ("FwMark", str(self.fwmark or "")),
             ("Batch", "" if self.batch == BATCHES[0] else self.batch),
             ("DisableOffloads", ", ".join(self.disable_offloads)),
+            *self.layer.options(),
             *(self.failover.options() if self.failover else []),
             *self.records.options(),
         ]
@@ -183,6 +200,8 @@ def parse(text: str) -> FileConfig:
         registry_id=registry_id_of(text),
         alternate_key_file=interface.get("alternateprivatekeyfile", ""),
         records=records_in_file(interface),
+        listeners=listeners_in_file(interface),
+        layer=layer_in_file(interface),
     )
 
 
@@ -248,6 +267,7 @@ def _peer(options: Mapping[str, str]) -> FilePeer:
         local_key=ALTERNATE if options.get("localkey", "").lower() == ALTERNATE else PRIMARY,
         succeeds=options.get("succeeds", ""),
         limits=limits_in_file(options),
+        ways=ways_in_file(options),
     )
 
 

@@ -25,8 +25,10 @@ from . import _x25519
 from ._core import Change, Plan, SpecError
 from ._relay_failover import group_lines
 from ._relay_file import PRIMARY, FileConfig, FilePeer, item_of, parse, prefix_of, render
-from ._relay_peers_spec import PeersSpec, literal_address
+from ._relay_listeners import LAYER_ETHERNET
+from ._relay_peers_spec import PeersSpec
 from ._relay_succession import promoted
+from ._relay_ways import listed, literal_address
 from ._uapi import Peer, Relay
 
 FILE_MODE = 0o640
@@ -110,20 +112,20 @@ def laid_open(spec: PeersSpec, observed: Observed) -> list[str]:
 
 
 def endpoint_to_send(wanted: FilePeer, in_file: FilePeer | None, in_relay: Peer | None) -> bool:
-    """Whether a running relay has to be told a peer's endpoint.
+    """Whether a running relay has to be told the one endpoint of a plain peer.
 
     A peer that roams has another endpoint than the configured one, and keeps it. A name that the relay could
     not resolve yet is left to it: it tries again by itself, and would stop when it got an address.
     """
-    if not wanted.endpoint:
+    if not wanted.plain or not wanted.endpoint:
         return False
-    if in_relay is None or in_file is None or in_file.endpoint != wanted.endpoint:
+    if in_relay is None or in_relay.endpoints or in_file is None or in_file.endpoint != wanted.endpoint:
         return True
     return in_relay.endpoint is None and literal_address(wanted.endpoint) is not None
 
 
 def endpoints_to_send(spec: PeersSpec, config: FileConfig, relay: Relay) -> list[FilePeer]:
-    """The peers whose endpoint the relay has to be told."""
+    """The peers whose one plain endpoint the relay has to be told. Lists it is told as they are."""
     in_file, in_relay = _by_key(config.peers), _by_key(relay.peers)
     return [
         peer
@@ -246,6 +248,10 @@ def _relay_difference(spec: PeersSpec, observed: Observed, relay: Relay) -> _Dif
     for peer in spec.config.peers:
         current = running.get(peer.public_key)
         target = _target(observed, peer, current, in_file.get(peer.public_key))
+        if relay.layer == LAYER_ETHERNET:
+            # All of its messages are frame messages, whatever it is told.
+            framed = current is not None and current.ways.frame_messages
+            target = replace(target, ways=replace(target.ways, frame_messages=framed))
         lines = _peer_lines(current, target)
         if lines:
             before = None if current is None else _shown(current, peer.name)
@@ -307,6 +313,8 @@ def _target(observed: Observed, wanted: FilePeer, current: Peer | None, in_file:
         local_key=wanted.local_key,
         succeeds=wanted.succeeds,
         limits=wanted.limits,
+        endpoints=() if wanted.plain else listed(wanted.endpoint),
+        ways=wanted.ways,
     )
 
 
@@ -320,8 +328,7 @@ def _peer_lines(current: Peer | None, target: Peer) -> list[Line]:
         lines.append(("succeeds", (_x25519.from_base64(target.succeeds.encode()) or bytes(32)).hex()))
     if target.preshared_key != base.preshared_key:
         lines.append(("preshared_key", target.preshared_key or _x25519.NO_KEY))
-    if target.endpoint and target.endpoint != base.endpoint:
-        lines.append(("endpoint", target.endpoint))
+    lines += _endpoint_lines(base, target)
     if target.persistent_keepalive_s != base.persistent_keepalive_s:
         lines.append(("persistent_keepalive_interval", str(target.persistent_keepalive_s)))
     if target.failover != base.failover:
@@ -336,6 +343,20 @@ def _peer_lines(current: Peer | None, target: Peer) -> list[Line]:
     return [_public_key(target.public_key), ("update_only", "true"), *lines] if lines else []
 
 
+def _endpoint_lines(base: Peer, target: Peer) -> list[Line]:
+    """Pins come before endpoints that need them, and go after those that did."""
+    ways: list[Line] = list(target.ways.lines(base.ways))
+    if target.endpoints != base.endpoints:
+        if target.endpoints or not target.endpoint:
+            told: Line = ("endpoints", ",".join(target.endpoints))
+        else:
+            told = ("endpoint", target.endpoint)
+        return [*ways, told] if target.endpoints else [told, *ways]
+    if not target.endpoints and target.endpoint and target.endpoint != base.endpoint:
+        return [("endpoint", target.endpoint), *ways]
+    return ways
+
+
 def _public_key(public_key: str) -> Line:
     """The line that begins a peer. A key that check mode does not know yet is empty; nothing is sent then."""
     return "public_key", (_x25519.from_base64(public_key.encode()) or b"").hex()
@@ -346,11 +367,12 @@ def _shown(peer: Peer, name: str) -> dict[str, Any]:
     return {
         **({"name": name} if name else {}),
         "AllowedIPs": ", ".join(sorted(peer.allowed_ips)),
-        "Endpoint": peer.endpoint or "",
+        "Endpoint": ", ".join(peer.endpoints) or peer.endpoint or "",
         "PersistentKeepalive": peer.persistent_keepalive_s,
         "PresharedKey": "yes" if peer.preshared_key else "no",
         **({} if peer.failover is None else {"Failover": peer.failover}),
         **({} if peer.local_key == PRIMARY else {"LocalKey": peer.local_key}),
         **({"Succeeds": peer.succeeds} if peer.succeeds else {}),
         **dict(peer.limits.options()),
+        **{name: value for name, value in peer.ways.options() if value},
     }

@@ -20,7 +20,8 @@ from ._core import Change, HostError, PlainBackend, Plan, SpecError
 from ._files import read_text, write_text
 from ._relay_file import FileConfig, parse
 from ._relay_peers import FILE_MODE, Line, Observed, endpoints_to_send, laid_open, plan
-from ._relay_peers_spec import PeersSpec, literal_address, split_endpoint
+from ._relay_peers_spec import PeersSpec
+from ._relay_ways import literal_address, split_endpoint
 from ._uapi import Refused, Relay, configure, query_all
 
 _KEY_FILE_MAX_BYTES = 4096
@@ -34,6 +35,12 @@ _NEWER = {
         "replace_failover_allowed_ips",
     ),
     "a second identity": ("alternate_private_key", "local_key", "succeeds"),
+    "streams (TCP, TLS) and lists of endpoints": (
+        "endpoints",
+        "tls_pin",
+        "tls_server_name",
+        "frame_messages",
+    ),
     "limits of peers": ("expires_at", "rate_limit_bps", "quota_bytes", "quota_period"),
 }
 
@@ -46,6 +53,7 @@ class PeersBackend(PlainBackend):
         self.spec = spec
         self._resolved: dict[str, str | None] = {}
         self._reload = False
+        self._restart = False
 
     def blank(self) -> Observed:
         return Observed(owner=os.geteuid(), group=os.getegid())
@@ -59,6 +67,7 @@ class PeersBackend(PlainBackend):
         key, alternate = self._own_key(), self._alternate_key()
         if relay is not None and _of_the_file_alone(config) != _of_the_file_alone(spec.config):
             self._reload = True
+        self._restart = relay is not None and relay.layer != spec.config.layer.number
         return Observed(
             text=text,
             mode=mode,
@@ -186,6 +195,7 @@ class PeersBackend(PlainBackend):
             "running": observed.relay is not None,
             "public_key": observed.public_key,
             "reload": self._reload,
+            "restart": self._restart,
         }
 
 
@@ -201,7 +211,7 @@ def _public_key(path: str) -> str | None:
 def _of_the_file_alone(config: FileConfig) -> tuple[object, ...]:
     """What a relay cannot be told on its control socket. Names of peers are in its events."""
     names = {peer.public_key: peer.name for peer in config.peers} if config.records.events else {}
-    return config.disable_offloads, config.records, names
+    return config.disable_offloads, config.records, config.listeners, config.layer.ethernet, names
 
 
 def _read_key(option: str, path: str) -> _x25519.SecretKey | None:

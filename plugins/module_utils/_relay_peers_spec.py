@@ -17,6 +17,7 @@ from typing import Any
 
 from . import _x25519
 from ._accounts import account_number
+from ._core import SpecError
 from ._options import Options
 from ._relay_failover import DEFAULT_RETURN_S, DEFAULT_TIMEOUT_S, PRIORITY_MAX, Group
 from ._relay_file import (
@@ -31,7 +32,35 @@ from ._relay_file import (
     offloads_of,
 )
 from ._relay_limits import Limits, limits_of
+from ._relay_listeners import (
+    DEFAULT_ALPN,
+    DEFAULT_MAC_AGEING_S,
+    DEFAULT_MAC_LIMIT,
+    DEFAULT_STORM_LIMIT,
+    LAYER_ETHERNET,
+    LAYER_IP,
+    MAC_AGEING_MAX_S,
+    MAC_LIMIT_MAX,
+    PORT_MAX,
+    STORM_LIMIT_MAX,
+    Ethernet,
+    Layer,
+    Listeners,
+)
 from ._relay_records import Records
+from ._relay_ways import (
+    ENDPOINTS_MAX,
+    PINS_MAX,
+    Ways,
+    bare,
+    check_endpoint,
+    check_pin,
+    check_server_name,
+    is_plain,
+    listed,
+    normal,
+    scheme_of,
+)
 from ._uapi import interface_name, socket_path_of
 
 CONFIG_DIRECTORY = "/etc/culvert"
@@ -89,7 +118,8 @@ class PeersSpec:
         """:raises SpecError: an option is malformed."""
         options = Options(params)
         name = interface_name(options, "name", "culvert0")
-        peers = _peers(options.mappings("peers"), check_mode)
+        layer = _layer(options)
+        peers = _peers(options.mappings("peers"), layer, check_mode)
         descent = _descent(options.mapping("registry"))
         spec = cls(
             name=name,
@@ -102,10 +132,12 @@ class PeersSpec:
                 batch=options.required("batch", BATCHES[0], BATCHES),
                 disable_offloads=_offloads(options),
                 peers=peers,
-                failover=_group(options.mapping("failover"), peers),
+                failover=_group(options.mapping("failover"), peers, layer),
                 registry_id=descent.id,
                 alternate_key_file=_alternate_key_file(options, peers),
                 records=_records(options),
+                listeners=_listeners(options),
+                layer=layer,
             ),
             owner=account_number(options, "owner"),
             group=account_number(options, "group"),
@@ -136,6 +168,52 @@ def _records(options: Options) -> Records:
     )
 
 
+def _listeners(options: Options) -> Listeners:
+    """:raises SpecError: an option is malformed, or one is there without the others that it needs."""
+    ports = [options.integer(option, 0, PORT_MAX, 0) or 0 for option in ("listen_tcp", "listen_tls")]
+    names = ("tls_certificate_file", "tls_private_key_file")
+    files = [_path(options, name) if options.text(name) else "" for name in names]
+    alpn = options.text("tls_alpn") or DEFAULT_ALPN
+    if ports[0] and ports[0] == ports[1]:
+        raise options.refuse("listen_tls", f"is {ports[1]}, which is the port for TCP without TLS already")
+    for name, file in zip(names, files):
+        if ports[1] and not file:
+            raise options.refuse(name, "is required with listen_tls (culvert.vpn.relay_certificate makes it)")
+        if file and not ports[1]:
+            raise options.refuse(name, "is for listen_tls, which is not given")
+    if not alpn.isascii() or not alpn.isprintable() or set(alpn) & set(" ,#") or len(alpn) > 255:
+        raise options.refuse("tls_alpn", f"{alpn!r} is not the name of a protocol such as http/1.1")
+    # What a relay does when the file says nothing is not written: an older one knows no such option.
+    return Listeners(ports[0], ports[1], files[0], files[1], "" if alpn == DEFAULT_ALPN else alpn)
+
+
+def _layer(options: Options) -> Layer:
+    """:raises SpecError: an option is malformed, or is for the other layer."""
+    number = options.raw("layer", LAYER_IP)
+    if isinstance(number, bool) or number not in (LAYER_IP, LAYER_ETHERNET):
+        raise options.refuse("layer", f"must be 3 (IP packets) or 2 (Ethernet frames), not {number!r}")
+    ethernet = Ethernet(
+        options.flag("client_isolation", False),
+        _count(options, "storm_limit", 0, STORM_LIMIT_MAX, DEFAULT_STORM_LIMIT),
+        _count(options, "mac_limit", 1, MAC_LIMIT_MAX, DEFAULT_MAC_LIMIT),
+        _count(options, "mac_ageing", 1, MAC_AGEING_MAX_S, DEFAULT_MAC_AGEING_S),
+    )
+    if number == LAYER_IP and ethernet != Ethernet():
+        names = {
+            "client_isolation": ethernet.client_isolation,
+            "storm_limit": ethernet.storm_limit != DEFAULT_STORM_LIMIT,
+            "mac_limit": ethernet.mac_limit != DEFAULT_MAC_LIMIT,
+            "mac_ageing": True,
+        }
+        raise options.refuse(next(name for name, given in names.items() if given), "is for layer 2")
+    return Layer(number, ethernet)
+
+
+def _count(options: Options, option: str, low: int, high: int, default: int) -> int:
+    value = options.integer(option, low, high, default)
+    return default if value is None else value
+
+
 def _alternate_key_file(options: Options, peers: tuple[FilePeer, ...]) -> str:
     """:raises SpecError: it is no path, or a peer belongs to an identity that there is not."""
     if options.text("alternate_private_key_file"):
@@ -156,7 +234,7 @@ def _offloads(options: Options) -> tuple[str, ...]:
     return offloads_of(names)
 
 
-def _peers(entries: list[Options], check_mode: bool) -> tuple[FilePeer, ...]:
+def _peers(entries: list[Options], layer: Layer, check_mode: bool) -> tuple[FilePeer, ...]:
     """:raises SpecError: an entry is malformed, or two want the same."""
     keys: dict[str, str] = {}
     owners: dict[str, str] = {}
@@ -166,6 +244,8 @@ def _peers(entries: list[Options], check_mode: bool) -> tuple[FilePeer, ...]:
         peer = _peer(entry, check_mode)
         if peer.public_key and keys.setdefault(peer.public_key, where) != where:
             raise entry.refuse("public_key", f"is that of {keys[peer.public_key]} too")
+        if peer.allowed_ips and layer.number == LAYER_ETHERNET:
+            raise entry.refuse("allowed_ips", "is for layer 3: at layer 2 frames go by what was learnt")
         for prefix in peer.allowed_ips:
             if owners.setdefault(prefix, where) != where:
                 raise entry.refuse("allowed_ips", f"{prefix} belongs to {owners[prefix]} already")
@@ -196,12 +276,7 @@ def _peer(entry: Options, check_mode: bool) -> FilePeer:
         raise entry.refuse("public_key", "is required")
     if public_key and _x25519.from_base64(public_key.encode()) is None:
         raise entry.refuse("public_key", "is not a WireGuard key (32 bytes in base64, 44 characters)")
-    endpoint = entry.text("endpoint") or ""
-    if endpoint:
-        try:
-            split_endpoint(endpoint)
-        except ValueError as error:
-            raise entry.refuse("endpoint", f"{endpoint!r} {error}") from None
+    endpoint = _endpoints(entry)
     peer = FilePeer(
         public_key=public_key,
         name=name_of(entry.text("name") or ""),
@@ -213,9 +288,57 @@ def _peer(entry: Options, check_mode: bool) -> FilePeer:
         local_key=entry.required("local_key", PRIMARY, LOCAL_KEYS),
         succeeds=entry.text("succeeds") or "",
         limits=_limits(entry),
+        ways=_ways(entry, endpoint),
     )
     entry.done()
     return peer
+
+
+def _endpoints(entry: Options) -> str:
+    """As they are written into the file.
+
+    :raises SpecError: one is malformed, or is there twice.
+    """
+    single, several = entry.text("endpoint") or "", entry.texts("endpoints")
+    if single and several:
+        raise entry.refuse("endpoints", "is instead of endpoint, not beside it")
+    given = [("endpoint", single)] if single else []
+    given += [(f"endpoints[{position}]", text) for position, text in enumerate(several)]
+    if len(given) > ENDPOINTS_MAX:
+        raise entry.refuse("endpoints", f"are more than {ENDPOINTS_MAX}")
+    seen: dict[str, str] = {}
+    for option, text in given:
+        try:
+            check_endpoint(text)
+        except ValueError as error:
+            raise entry.refuse(option, f"{text!r} {error}") from None
+        if seen.setdefault(normal(text), option) != option:
+            raise entry.refuse(option, f"{text!r} is {seen[normal(text)]} already")
+    # One of UDP stays as somebody has written it.
+    return bare(given[0][1]) if len(given) == 1 and is_plain(given[0][1]) else ", ".join(seen)
+
+
+def _ways(entry: Options, endpoints: str) -> Ways:
+    """:raises SpecError: an option is malformed, is missing, or is about nothing."""
+    pins, name = tuple(dict.fromkeys(entry.texts("tls_pin"))), entry.text("tls_server_name") or ""
+    for position, pin in enumerate(pins):
+        try:
+            check_pin(pin)
+        except ValueError as error:
+            raise entry.refuse(f"tls_pin[{position}]", f"{pin!r} {error}") from None
+    if len(pins) > PINS_MAX:
+        raise entry.refuse("tls_pin", f"has more than {PINS_MAX}")
+    tls = any(scheme_of(endpoint) == "tls" for endpoint in listed(endpoints))
+    if tls and not pins:
+        raise entry.refuse("tls_pin", "is required for an endpoint tls://, else anybody could answer there")
+    for option, given in (("tls_pin", pins), ("tls_server_name", name)):
+        if given and not tls:
+            raise entry.refuse(option, "is for endpoints tls://, and there is none")
+    try:
+        check_server_name(name)
+    except ValueError as error:
+        raise entry.refuse("tls_server_name", f"{name!r} {error}") from None
+    return Ways(pins, name, entry.flag("frame_messages", False))
 
 
 def _limits(entry: Options) -> Limits:
@@ -237,7 +360,7 @@ def _allowed_ips(entry: Options) -> tuple[str, ...]:
     return tuple(dict.fromkeys(prefixes))
 
 
-def _group(entry: Options | None, peers: tuple[FilePeer, ...]) -> Group | None:
+def _group(entry: Options | None, peers: tuple[FilePeer, ...], layer: Layer) -> Group | None:
     """:raises SpecError: it is malformed, or does not go with the peers."""
     if entry is None:
         entry = Options({})
@@ -246,6 +369,9 @@ def _group(entry: Options | None, peers: tuple[FilePeer, ...]) -> Group | None:
     return_s = entry.number("return_s", 0, 3600, DEFAULT_RETURN_S)
     entry.done()
     owners = {prefix: position for position, peer in enumerate(peers) for prefix in peer.allowed_ips}
+    for position, peer in enumerate(peers):
+        if peer.failover is not None and layer.number == LAYER_ETHERNET:
+            raise SpecError(f"peers[{position}].failover", "is for layer 3: at layer 2 all peers are alike")
     for prefix in prefixes:
         if prefix in owners:
             raise entry.refuse("allowed_ips", f"{prefix} belongs to peers[{owners[prefix]}] already")
@@ -268,38 +394,3 @@ def _descent(entry: Options | None) -> Descent:
     )
     entry.done()
     return descent
-
-
-def split_endpoint(text: str) -> tuple[str, int]:
-    """Host (a name, or an address without brackets) and port.
-
-    :raises ValueError: it is neither; the message goes behind the text.
-    """
-    host, colon, port = text.rpartition(":")
-    if not colon or not host:
-        raise ValueError("is not host:port or [IPv6 address]:port")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError("has no port from 1 to 65535")
-    if host.startswith("[") and host.endswith("]"):
-        bare = host[1:-1]
-        if literal_address(text) is None or ":" not in bare:
-            raise ValueError("has no IPv6 address in its brackets")
-        return bare, int(port)
-    if ":" in host:
-        raise ValueError("has an IPv6 address without brackets: write [address]:port")
-    numeric = host.replace(".", "").isdigit()
-    if literal_address(text) is None and (
-        numeric or not host.isascii() or not all(char.isalnum() or char in "-._" for char in host)
-    ):
-        raise ValueError("has neither an address nor a host name")
-    return host, int(port)
-
-
-def literal_address(endpoint: str) -> str | None:
-    """An endpoint as the control socket takes it, or ``None`` when its host is a name."""
-    host, _colon, port = endpoint.rpartition(":")
-    try:
-        address = ipaddress.ip_address(host[1:-1] if host.startswith("[") else host)
-    except ValueError:
-        return None
-    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"

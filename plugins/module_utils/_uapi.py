@@ -23,12 +23,12 @@ from typing import Any
 
 from . import _x25519
 from ._core import HostError, SpecError
-from ._files import read_text
 from ._options import Options
 from ._relay_failover import Failover, parse_failover
-from ._relay_file import registry_id_of
 from ._relay_limits import Limits, Usage, parse_usage
+from ._relay_listeners import LAYER_IP, parse_layer
 from ._relay_succession import Standing, Succession, parse_succession
+from ._relay_ways import Current, Ways, parse_ways
 
 SOCKET_DIRECTORY = "/run/wireguard"
 # 1000 peers with a dozen allowed IPs each are 0.7 MB.
@@ -46,6 +46,8 @@ class Peer:
     :ivar limits: what the relay holds the peer to. Only :func:`query_all` tells.
     :ivar local_key: which of the relay's identities it belongs to. Only :func:`query_all` tells.
     :ivar succeeds: public key of the peer that it succeeds, empty for none. Only :func:`query_all` tells.
+    :ivar endpoints: the list that it has, empty where there is none or one of plain UDP. Only
+        :func:`query_all` tells, and what its ways are.
     """
 
     public_key: str
@@ -60,6 +62,8 @@ class Peer:
     limits: Limits = field(default_factory=Limits)
     local_key: str = "primary"
     succeeds: str = ""
+    endpoints: tuple[str, ...] = ()
+    ways: Ways = field(default_factory=Ways)
 
     def handshake_age_s(self, now_s: float) -> int | None:
         """Seconds since the latest handshake; ``None`` for never."""
@@ -72,6 +76,7 @@ class Relay:
     :ivar failover: ``None`` without a failover group. Only :func:`query_all` tells.
     :ivar alternate_key: public key of its alternate identity, ``None`` without one. Only :func:`query_all`
         tells.
+    :ivar layer: 3 for IP packets, 2 for Ethernet frames. Only :func:`query_all` tells.
     """
 
     public_key: str | None = None
@@ -80,6 +85,7 @@ class Relay:
     peers: tuple[Peer, ...] = field(default_factory=tuple)
     failover: Failover | None = None
     alternate_key: str | None = None
+    layer: int = LAYER_IP
 
 
 class Refused(HostError):
@@ -182,17 +188,17 @@ def failover(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Failover | None
     """The failover group of the relay behind the socket ``path``; ``None`` if it has none, or is none that
     knows the question.
     """
-    return parse_failover(_about(path, timeout_s))
+    return parse_failover(about(path, timeout_s))
 
 
 def usage(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> dict[str, Usage]:
     """The peers of the relay behind the socket ``path`` that have a limit, by public key in base64; none of a
     relay that does not know the question.
     """
-    return parse_usage(_about(path, timeout_s))
+    return parse_usage(about(path, timeout_s))
 
 
-def _about(path: str, timeout_s: float) -> str:
+def about(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> str:
     """What our own relay says of itself; empty where nothing is listening, or another program."""
     try:
         reply = _exchange(path, b"culvert=1\n\n", timeout_s)
@@ -210,9 +216,23 @@ def query_all(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Relay | None:
     relay = query(path, timeout_s)
     if relay is None:
         return None
-    about = _about(path, timeout_s)
-    found = with_limits(with_failover(relay, parse_failover(about)), parse_usage(about))
-    return with_succession(found, parse_succession(about))
+    said = about(path, timeout_s)
+    found = with_limits(with_failover(relay, parse_failover(said)), parse_usage(said))
+    found = with_ways(replace(found, layer=parse_layer(said)), parse_ways(said))
+    return with_succession(found, parse_succession(said))
+
+
+def with_ways(relay: Relay, found: Mapping[str, Current]) -> Relay:
+    """Pure part of :func:`query_all`."""
+    if not found:
+        return relay
+    peers = [
+        replace(peer, endpoints=found[peer.public_key].endpoints, ways=found[peer.public_key].ways)
+        if peer.public_key in found
+        else peer
+        for peer in relay.peers
+    ]
+    return replace(relay, peers=tuple(peers))
 
 
 def with_succession(relay: Relay, found: Succession) -> Relay:
@@ -379,45 +399,3 @@ def _peer(values: Mapping[str, Any]) -> Peer:
         persistent_keepalive_s=int(values.get("persistent_keepalive_interval", 0)),
         preshared_key=preshared_key or None,
     )
-
-
-def info(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What the module ``relay_info`` returns.
-
-    :raises SpecError, HostError: as above.
-    """
-    options = Options(params)
-    name = interface_name(options, "name", "culvert0")
-    path = socket_path_of(options, name)
-    config_path = options.text("config_path")
-    options.done()
-    relay = query(path)
-    about = _about(path, DEFAULT_TIMEOUT_S) if relay is not None else ""
-    group, limited, succession = parse_failover(about), parse_usage(about), parse_succession(about)
-    text = read_text(config_path) if config_path else None
-    now_s = time.time()
-    return {
-        "running": relay is not None,
-        "public_key": relay.public_key if relay else None,
-        "alternate_public_key": succession.alternate_key or None,
-        "listen_port": relay.listen_port if relay else None,
-        "fwmark": relay.fwmark if relay else None,
-        "peers": [
-            {
-                "public_key": peer.public_key,
-                "endpoint": peer.endpoint,
-                "allowed_ips": list(peer.allowed_ips),
-                "latest_handshake_s": peer.latest_handshake_s,
-                "handshake_age_s": peer.handshake_age_s(now_s),
-                "rx_bytes": peer.rx_bytes,
-                "tx_bytes": peer.tx_bytes,
-                "persistent_keepalive_s": peer.persistent_keepalive_s,
-                **succession.peers.get(peer.public_key, Standing()).as_dict(),
-                "limits": limited[peer.public_key].as_dict() if peer.public_key in limited else {},
-            }
-            for peer in (relay.peers if relay else ())
-        ],
-        "failover": group.as_dict() if group else {},
-        "rejections": [rejection.as_dict() for rejection in parse_rejections(about) or ()],
-        "registry_id": registry_id_of(text or "") or None,
-    }

@@ -88,6 +88,25 @@ fwmark:
   returned: success
   type: int
   sample: 51820
+listeners:
+  description: Where the relay listens for streams.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    transport:
+      description: V(tcp) or V(tls).
+      type: str
+      sample: tls
+    port:
+      description: The TCP port.
+      type: int
+      sample: 443
+layer:
+  description: What the tunnel carries, V(3) for IP packets or V(2) for Ethernet frames.
+  returned: success
+  type: int
+  sample: 3
 peers:
   description: The relay's peers.
   returned: success
@@ -102,6 +121,37 @@ peers:
       description: Address and port that packets to the peer are sent to, V(null) while it is not known.
       type: str
       sample: 198.51.100.7:51820
+    way:
+      description: The same with what carries packets there, V(null) while it is not known.
+      type: str
+      sample: tls://198.51.100.7:443
+    transport:
+      description: What carries packets to the peer, V(udp), V(tcp) or V(tls), V(null) while it is not known.
+      type: str
+      sample: tls
+    way_state:
+      description:
+        - What the relay says of this way, V(null) for a peer that has no other (C(docs/transports.md)).
+      type: str
+      sample: null
+    endpoints:
+      description: The peer's ways by preference, as the relay was told them, empty for one of plain UDP.
+      type: list
+      elements: str
+      sample: ["gate.example.net:51820", "tls://gate.example.net:443"]
+    tls_pin:
+      description: By which certificates the peer is known, in base64.
+      type: list
+      elements: str
+      sample: []
+    tls_server_name:
+      description: What the peer is asked for by SNI, V(null) for its host name.
+      type: str
+      sample: null
+    frame_messages:
+      description: Whether the peer is one of our relays that takes superpackets as one message.
+      type: bool
+      sample: false
     allowed_ips:
       description: Networks whose addresses are the peer's.
       type: list
@@ -254,7 +304,7 @@ registry_id:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.culvert.vpn.plugins.module_utils._module import run_info
-from ansible_collections.culvert.vpn.plugins.module_utils._uapi import info
+from ansible_collections.culvert.vpn.plugins.module_utils._relay_info import info
 
 
 def main() -> None:

@@ -83,6 +83,62 @@ options:
       - UDP port of the relay, V(0) for any.
     type: int
     default: 51820
+  listen_tcp:
+    description:
+      - TCP port on which the relay takes peers that come over TCP, V(0) for none. See RV(reload) for this and
+        the next four.
+    type: int
+    default: 0
+  listen_tls:
+    description:
+      - TCP port on which the relay takes peers that come over TLS, V(0) for none. Anybody else gets an
+        ordinary HTTPS answer there.
+      - Needs O(tls_certificate_file) and O(tls_private_key_file).
+    type: int
+    default: 0
+  tls_certificate_file:
+    description:
+      - Absolute path, as the relay sees it, of a certificate in PEM, as M(culvert.vpn.relay_certificate)
+        returns it.
+    type: path
+  tls_private_key_file:
+    description:
+      - Absolute path, as the relay sees it, of the certificate's private key in PEM.
+    type: path
+  tls_alpn:
+    description:
+      - What is offered by ALPN to those who come over TLS.
+    type: str
+    default: http/1.1
+  layer:
+    description:
+      - What the tunnel carries, V(3) for IP packets or V(2) for Ethernet frames. All peers have to have the
+        same. A relay that runs changes it when it is started again, see RV(restart).
+      - With V(2) there are no O(peers[].allowed_ips) and no O(failover).
+    type: int
+    choices: [2, 3]
+    default: 3
+  client_isolation:
+    description:
+      - With O(layer=2), whether frames of a peer go to the host's device alone and to no other peer. See
+        RV(reload) for this and the next three.
+    type: bool
+    default: false
+  storm_limit:
+    description:
+      - With O(layer=2), how many frames a second each peer may send that go to all, V(0) for any number.
+    type: int
+    default: 1000
+  mac_limit:
+    description:
+      - With O(layer=2), how many Ethernet addresses each peer may have.
+    type: int
+    default: 1024
+  mac_ageing:
+    description:
+      - With O(layer=2), after how many seconds an address from which nothing came is forgotten.
+    type: int
+    default: 300
   fwmark:
     description:
       - Mark on the relay's own packets, V(0) for none.
@@ -144,10 +200,41 @@ options:
         default: []
       endpoint:
         description:
-          - Where the peer is reached, C(host:port) or C([IPv6 address]:port). Peers that call us need none.
+          - Where the peer is reached, C(host:port) or C([IPv6 address]:port), which is UDP, or one of streams
+            as in O(peers[].endpoints). Peers that call us need none.
           - The running relay is told the address to which a host name resolves on the host. Where it does
             not, the name is in the file only, and there is a warning.
         type: str
+      endpoints:
+        description:
+          - Instead of O(peers[].endpoint), several ways to the peer, the preferred one first, such as
+            V(udp://gate.example.net:51820), V(tcp://gate.example.net:8443) and V(tls://gate.example.net:443).
+            One without a scheme is UDP. When one gives no answer the next is tried, and a better one is taken
+            back when it works again.
+          - The relay looks up names by itself.
+          - For streams and for several endpoints, and for the next three, a relay is needed that knows them.
+            Another one is left as it is, with an error that says so.
+        type: list
+        elements: str
+        default: []
+      tls_pin:
+        description:
+          - By which certificates the peer is known, each as the SHA-256 of its public key
+            (C(SubjectPublicKeyInfo)) in base64. One of up to four has to be the peer's.
+          - Required where an endpoint is C(tls://).
+        type: list
+        elements: str
+        default: []
+      tls_server_name:
+        description:
+          - What a peer is asked for by SNI, instead of its endpoint's host name.
+        type: str
+      frame_messages:
+        description:
+          - Whether the peer is one of our relays that has this, too. Where it is reached by a stream, a
+            superpacket of the kernel's is one message then.
+        type: bool
+        default: false
       persistent_keepalive:
         description:
           - Seconds between keepalives to the peer, V(0) for none.
@@ -272,6 +359,7 @@ options:
     type: bool
     default: false
 seealso:
+  - module: culvert.vpn.relay_certificate
   - module: culvert.vpn.relay_info
   - module: culvert.vpn.relay_key
 """
@@ -307,6 +395,25 @@ EXAMPLES = r"""
     failover:
       allowed_ips: [0.0.0.0/0, "::/0"]
 
+- name: A server that is reached over TLS where the network lets no UDP out
+  culvert.vpn.relay_peers:
+    peers:
+      - public_key: hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=
+        allowed_ips: [10.86.0.0/16]
+        endpoints: ["udp://gate.example.net:51820", "tls://gate.example.net:443"]
+        tls_pin: ["{{ certificate.pin }}"]
+        frame_messages: true
+
+- name: The server takes them on the port of web servers
+  culvert.vpn.relay_peers:
+    listen_tls: 443
+    tls_certificate_file: "{{ certificate.certificate_file }}"
+    tls_private_key_file: "{{ certificate.private_key_file }}"
+    peers:
+      - public_key: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
+        allowed_ips: [10.86.0.7/32]
+        frame_messages: true
+
 - name: Nobody may connect any more
   culvert.vpn.relay_peers:
     peers: []
@@ -330,9 +437,16 @@ reload:
   description:
     - Whether there is something that the running relay learns from the file alone, when SIGHUP makes it read
       that again, which changes nothing else.
-    - Other O(disable_offloads), O(events), O(events_syslog) or O(usage_file) than before, with events another
-      name of a peer, or a peer whose endpoint is a host name. The relay was told an address of that, or
-      nothing where the name does not resolve, and then looks it up by itself.
+    - Other O(disable_offloads), O(events), O(events_syslog) or O(usage_file) than before, other listeners for
+      streams or limits of layer 2, with events another name of a peer, or a peer whose one endpoint is a host
+      name. The relay was told an address of that, or nothing where the name does not resolve, and then looks
+      it up by itself.
+    - That a certificate was renewed in its file is not told here, but by M(culvert.vpn.relay_certificate).
+  returned: success
+  type: bool
+  sample: false
+restart:
+  description: Whether the running relay has another O(layer), which it changes when it is started again.
   returned: success
   type: bool
   sample: false
@@ -353,6 +467,10 @@ PEER_OPTIONS = {
     "public_key": {"type": "str", "required": True, "no_log": False},
     "allowed_ips": {"type": "list", "elements": "str", "default": []},
     "endpoint": {"type": "str"},
+    "endpoints": {"type": "list", "elements": "str", "default": []},
+    "tls_pin": {"type": "list", "elements": "str", "default": []},
+    "tls_server_name": {"type": "str"},
+    "frame_messages": {"type": "bool", "default": False},
     "persistent_keepalive": {"type": "int", "default": 0},
     "preshared_key_file": {"type": "path", "no_log": False},
     "failover": {"type": "int"},
@@ -386,6 +504,16 @@ def main() -> None:
             "private_key_file": {"type": "path", "no_log": False},
             "alternate_private_key_file": {"type": "path", "no_log": False},
             "listen_port": {"type": "int", "default": 51820},
+            "listen_tcp": {"type": "int", "default": 0},
+            "listen_tls": {"type": "int", "default": 0},
+            "tls_certificate_file": {"type": "path"},
+            "tls_private_key_file": {"type": "path", "no_log": False},
+            "tls_alpn": {"type": "str", "default": "http/1.1"},
+            "layer": {"type": "int", "choices": [2, 3], "default": 3},
+            "client_isolation": {"type": "bool", "default": False},
+            "storm_limit": {"type": "int", "default": 1000},
+            "mac_limit": {"type": "int", "default": 1024},
+            "mac_ageing": {"type": "int", "default": 300},
             "fwmark": {"type": "int", "default": 51820},
             "batch": {"type": "str", "choices": ["auto", "compiled", "python"], "default": "auto"},
             "disable_offloads": {

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ansible_collections.culvert.vpn.plugins.module_utils import _uapi, _x25519
+from ansible_collections.culvert.vpn.plugins.module_utils import _relay_info, _uapi, _x25519
 from ansible_collections.culvert.vpn.plugins.module_utils._core import SpecError
 from ansible_collections.culvert.vpn.plugins.module_utils._relay_file import parse, render
 from ansible_collections.culvert.vpn.plugins.module_utils._relay_limits import (
@@ -167,7 +167,7 @@ def test_what_a_relay_says_of_its_limited_peers(monkeypatch: pytest.MonkeyPatch)
     assert [peer.limits for peer in relay.peers] == [LIMITS, Limits()]
     answers = {b"get=1\n\n": f"public_key={'01' * 32}\nerrno=0\n\n", b"culvert=1\n\n": TOLD}
     monkeypatch.setattr(_uapi, "_exchange", lambda path, request, timeout_s: answers[request].encode())
-    (shown,) = _uapi.info({"name": "culvert0"})["peers"]
+    (shown,) = _relay_info.info({"name": "culvert0"})["peers"]
     assert shown["limits"]["barred"] == "quota"
     assert shown["limits"]["quota_resets_at"] == "2026-11-23T00:00:00Z"
 

@@ -25,11 +25,8 @@ from ansible_collections.culvert.vpn.plugins.module_utils._relay_file import (
 )
 from ansible_collections.culvert.vpn.plugins.module_utils._relay_limits import PERIODS, Limits
 from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers import Observed, laid_open, plan
-from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers_spec import (
-    PeersSpec,
-    literal_address,
-    split_endpoint,
-)
+from ansible_collections.culvert.vpn.plugins.module_utils._relay_peers_spec import PeersSpec
+from ansible_collections.culvert.vpn.plugins.module_utils._relay_ways import literal_address, split_endpoint
 from ansible_collections.culvert.vpn.plugins.module_utils._uapi import Peer, Relay
 from hypothesis import given
 from hypothesis import strategies as st
