@@ -204,6 +204,6 @@ DURING = (BEFORE, section(TWO, "LocalKey = alternate", SUCCEEDS))
 
 
 def unchanged(bench: Bench, config: Config) -> bool:
-    said = {peer.public_key: peer.endpoint or peer.endpoint_name for peer in config.peers}
+    said = {peer.public_key: peer.endpoints for peer in config.peers}
     update = difference(bench.device, bench.relay.listen_port, config, said)
     return update.peers == ()

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from culvert.config import Config, load_config, parse_config
-from culvert.endpoint import Endpoint
+from culvert.endpoint import Endpoint, EndpointName
 from culvert.errors import ConfigError
 from culvert.keys import Identity, encode_base64
 from culvert.reload import difference
@@ -63,9 +63,9 @@ def test_a_whole_file() -> None:
     assert one.public_key == bytes([1] * 32)
     assert one.preshared_key == bytes([9] * 32)
     assert one.allowed_ips == tuple(map(ip_network, ("10.86.0.2/32", "fd86::2/128", "10.99.0.0/16")))
-    assert one.endpoint == Endpoint("198.51.100.2", 51820)
+    assert one.endpoints == (Endpoint("198.51.100.2", 51820),)
     assert one.keepalive_interval_s == 25
-    assert (two.endpoint, two.endpoint_name) == (None, ("vpn.example.org", 4500))
+    assert two.endpoints == (EndpointName("vpn.example.org", 4500),)
     assert (two.allowed_ips, two.keepalive_interval_s, two.preshared_key) == ((), 0, bytes(32))
 
 
@@ -219,7 +219,7 @@ def test_the_same_file_again_is_no_change() -> None:
     assert peer is not None
     # It roamed since; the file did not change, so the file does not call it back.
     peer.endpoint = Endpoint("203.0.113.1", 7)
-    again = difference(device, 5, config, {peer.public_key: Endpoint("198.51.100.2", 9)})
+    again = difference(device, 5, config, {peer.public_key: (Endpoint("198.51.100.2", 9),)})
     assert again.peers == ()
     assert again.listen_port is None
 
@@ -236,7 +236,7 @@ def test_only_what_differs_is_touched() -> None:
     assert gone.public_key == bytes([2] * 32)
     assert gone.remove
     assert kept.replace_allowed_ips
-    assert (kept.endpoint, kept.preshared_key, kept.keepalive_interval_s) == (None, None, None)
+    assert (kept.endpoints, kept.preshared_key, kept.keepalive_interval_s) == (None, None, None)
     apply_peers(device, update, 0.0)
     (peer,) = device.peers()
     assert list(device.allowed_ips(peer)) == [ip_network("10.0.0.0/9")]

@@ -183,7 +183,7 @@ def configuration(data: bytes) -> None:
     try:
         running.load(wanted)
         check_endpoints(running.device)
-        said = {peer.public_key: peer.endpoint or peer.endpoint_name for peer in wanted.peers}
+        said = {peer.public_key: peer.endpoints for peer in wanted.peers}
         again = difference(running.device, running.listen_port, wanted, said)
         assert again.peers == ()
         assert not again.replace_failover_allowed_ips

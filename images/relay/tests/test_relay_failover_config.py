@@ -167,7 +167,7 @@ def test_the_file_is_loaded_and_loaded_again(bench: Bench) -> None:
     assert bench.priorities() == {ONE: 1, TWO: 2}
     assert bench.active() == ONE
     config = parse(SHARED, "FailoverTimeout = 5", FIRST, SECOND, peer(THREE))
-    said = {member.public_key: member.endpoint for member in config.peers}
+    said = {member.public_key: member.endpoints for member in config.peers}
     again = difference(bench.device, 0, config, said)
     assert again.peers == ()
     assert not again.replace_failover_allowed_ips

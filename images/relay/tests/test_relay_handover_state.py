@@ -14,7 +14,7 @@ import pytest
 from culvert import handover_state
 from culvert.batch import Batch, Received
 from culvert.device import Device
-from culvert.endpoint import Endpoint
+from culvert.endpoint import Endpoint, EndpointName
 from culvert.keypair import Keypair, Keypairs
 from culvert.noise import TransportKeys
 from culvert.pure import PureBatch
@@ -180,11 +180,11 @@ def test_endpoints_statistics_and_prefixes() -> None:
     peer.endpoint = Endpoint("2001:db8::7", 4500, 3, b"\1\2\3")
     relay = relay_of(world, one.device)
     relay.fwmark, relay._fixed_port = 0xCA6C, 51820
-    relay._names = {two.public_key: ("vpn.example.org", 51820)}
+    relay._names = {two.public_key: EndpointName("vpn.example.org", 51820)}
     relay._configured_endpoints = {
-        two.public_key: ("vpn.example.org", 51820),
-        one.public_key: None,
-        bytes(32): Endpoint("198.51.100.7", 7),
+        two.public_key: (EndpointName("vpn.example.org", 51820),),
+        one.public_key: (),
+        bytes(32): (Endpoint("198.51.100.7", 7),),
     }
     before = document_of(relay, world)
     found = restored(world, json.dumps(before).encode())

@@ -11,7 +11,7 @@ import pytest
 from culvert.config import parse_config
 from culvert.context import Event, EventKind
 from culvert.device import Device
-from culvert.endpoint import Endpoint
+from culvert.endpoint import Endpoint, EndpointName
 from culvert.keys import encode_base64
 from culvert.relay import Relay
 from culvert.resolve import Resolution, Resolver, lookup
@@ -103,10 +103,10 @@ class FakeResolver(Resolver):
         self.answers = list(answers)
         self.found: list[Resolution] = []
 
-    def request(self, public_key: bytes, host: str, port: int) -> None:
+    def request(self, public_key: bytes, name: EndpointName) -> None:
         addresses = self.answers.pop(0) if self.answers else ()
-        endpoints = tuple(Endpoint(address, port) for address in addresses)
-        self.found.append(Resolution(public_key, host, port, endpoints))
+        endpoints = tuple(Endpoint(address, name.port, scheme=name.scheme) for address in addresses)
+        self.found.append(Resolution(public_key, name, endpoints))
 
     def results(self) -> list[Resolution]:
         results, self.found = self.found, []
@@ -161,7 +161,7 @@ def test_a_name_that_does_not_resolve_is_tried_again() -> None:
 
 def test_an_answer_for_a_peer_that_is_gone_is_nothing() -> None:
     bench, resolver = resolving(("198.51.100.7",))
-    resolver.request(bytes([2] * 32), "vpn.example.org", 51820)
+    resolver.request(bytes([2] * 32), EndpointName("vpn.example.org", 51820))
     bench.load("ListenPort = 51820")
     bench.relay.on_resolved()
     assert list(bench.relay.device.peers()) == []
@@ -170,14 +170,14 @@ def test_an_answer_for_a_peer_that_is_gone_is_nothing() -> None:
 def test_the_resolver_does_not_block_and_asks_once() -> None:
     gate, woken, asked = threading.Event(), threading.Event(), []
 
-    def slow(host: str, port: int) -> tuple[Endpoint, ...]:
-        asked.append(host)
+    def slow(name: EndpointName) -> tuple[Endpoint, ...]:
+        asked.append(name.host)
         gate.wait(10)
-        return (Endpoint("198.51.100.7", port),)
+        return (Endpoint("198.51.100.7", name.port),)
 
     resolver = Resolver(woken.set, slow)
     for _ in range(5):
-        resolver.request(b"peer", "a.example", 7)
+        resolver.request(b"peer", EndpointName("a.example", 7))
     assert resolver.results() == []
     gate.set()
     assert woken.wait(10)
@@ -187,6 +187,6 @@ def test_the_resolver_does_not_block_and_asks_once() -> None:
 
 
 def test_lookup_of_addresses_and_of_nonsense() -> None:
-    assert lookup("127.0.0.1", 5) == (Endpoint("127.0.0.1", 5),)
-    assert lookup("no.such.name.invalid", 5) == ()
-    assert lookup("a" * 70 + ".example", 5) == ()
+    assert lookup(EndpointName("127.0.0.1", 5, "tls")) == (Endpoint("127.0.0.1", 5, scheme="tls"),)
+    assert lookup(EndpointName("no.such.name.invalid", 5)) == ()
+    assert lookup(EndpointName("a" * 70 + ".example", 5)) == ()

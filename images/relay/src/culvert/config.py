@@ -18,15 +18,17 @@ from .choose import parse_batch
 from .config_identities import BadPeer, settled
 from .config_values import (
     parse_prefix,
-    read_endpoint,
+    read_endpoints,
     read_fwmark,
     read_keepalive,
     read_mtu,
     read_path,
+    read_pins,
     read_port,
     read_prefixes,
     read_priority,
     read_seconds,
+    read_server_name,
     read_switch,
 )
 from .constants import (
@@ -35,7 +37,7 @@ from .constants import (
     FAILOVER_TIMEOUT_RANGE_S,
     FAILOVER_TIMEOUT_S,
 )
-from .endpoint import Endpoint
+from .endpoint import NO_TARGET, Endpoint, EndpointName, Target
 from .errors import ConfigError
 from .identities import Place, parse_place
 from .keys import ZERO_KEY, decode_base64
@@ -69,9 +71,12 @@ class PeerConfig:
 
     public_key: bytes
     preshared_key: bytes = field(default=ZERO_KEY, repr=False)
-    endpoint: Endpoint | None = None
-    endpoint_name: tuple[str, int] | None = None
-    "Set instead of ``endpoint`` where the file has a name."
+    endpoints: tuple[Endpoint | EndpointName, ...] = ()
+    "In the order of preference."
+    target: Target = NO_TARGET
+    "How its ``tls://`` endpoints are dialled."
+    frame_messages: bool = False
+    "Whether it is one of our own relays, which takes frame messages (:mod:`culvert.frame`)."
     allowed_ips: tuple[Network, ...] = ()
     keepalive_interval_s: int = 0
     failover: int | None = None
@@ -159,7 +164,10 @@ _PEER: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "presharedkey": ("PresharedKey", decode_base64),
     "presharedkeyfile": ("PresharedKeyFile", None),
     "allowedips": ("AllowedIPs", read_prefixes),
-    "endpoint": ("Endpoint", read_endpoint),
+    "endpoint": ("Endpoint", read_endpoints),
+    "tlspin": ("TLSPin", read_pins),
+    "tlsservername": ("TLSServerName", read_server_name),
+    "framemessages": ("FrameMessages", read_switch),
     "persistentkeepalive": ("PersistentKeepalive", read_keepalive),
     "failover": ("Failover", read_priority),
     "localkey": ("LocalKey", parse_place),
@@ -295,9 +303,9 @@ class _Parser:
         private_key = self._one_key(interface, "privatekey", "privatekeyfile")
         alternate_key = self._one_key(interface, "alternateprivatekey", "alternateprivatekeyfile")
         sections = [section for section in self._sections if section is not interface]
-        timed = ["persistentkeepalive" in section.values for section in sections]
+        said = [section.values.keys() for section in sections]
         try:
-            peers, alternate_key = settled(peers, timed, private_key, alternate_key)
+            peers, alternate_key = settled(peers, said, private_key, alternate_key)
         except BadPeer as error:
             section = sections[error.number]
             raise self._error(section.lines.get(error.option, section.line), str(error)) from None
@@ -336,12 +344,12 @@ class _Parser:
         values = section.values
         if "publickey" not in values:
             raise self._error(section.line, "this [Peer] has no PublicKey")
-        endpoint = values.get("endpoint")
         return PeerConfig(
             public_key=values["publickey"],
             preshared_key=self._one_key(section, "presharedkey", "presharedkeyfile") or ZERO_KEY,
-            endpoint=endpoint if isinstance(endpoint, Endpoint) else None,
-            endpoint_name=None if isinstance(endpoint, Endpoint) else endpoint,
+            endpoints=values.get("endpoint", ()),
+            target=Target(values.get("tlspin", ()), values.get("tlsservername", "")),
+            frame_messages=values.get("framemessages", False),
             allowed_ips=tuple(dict.fromkeys(values.get("allowedips", ()))),
             keepalive_interval_s=values.get("persistentkeepalive", 0),
             failover=values.get("failover"),

@@ -6,10 +6,11 @@ ours, and who succeeds whom.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from .endpoint import Target
 from .identities import Place
 from .keys import Identity
 
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from .config import PeerConfig
 
 __all__ = ["BadPeer", "settled"]
+
+# Options that a successor has from its predecessor, and their fields.
+_INHERITED = (
+    ("endpoint", "endpoints"),
+    ("persistentkeepalive", "keepalive_interval_s"),
+    ("framemessages", "frame_messages"),
+)
 
 
 class BadPeer(ValueError):
@@ -33,13 +41,13 @@ class BadPeer(ValueError):
 
 def settled(
     peers: Sequence[PeerConfig],
-    own_keepalive: Sequence[bool],
+    said: Sequence[Collection[str]],
     private_key: bytes | None,
     alternate_key: bytes | None,
 ) -> tuple[list[PeerConfig], bytes | None]:
     """The peers, successors with what they take from their predecessors, and the alternate key.
 
-    :param own_keepalive: for each peer, whether its section says something of a keepalive.
+    :param said: for each peer, the options of its section, in small letters.
     :raises BadPeer: a section that does not fit.
     """
     primary = None if private_key is None else Identity(private_key).public
@@ -55,18 +63,26 @@ def settled(
         if peer.place is Place.ALTERNATE and alternate_key is None:
             raise BadPeer(number, "localkey", "LocalKey: there is no AlternatePrivateKey in [Interface]")
         if peer.succeeds is not None:
-            peer = _successor(number, peer, by_key, heirs, own_keepalive[number])
+            peer = _successor(number, peer, by_key, heirs, said[number])
         if alternate == primary:
             # A promotion that was cut short: what was the alternate identity is the primary one.
             peer = replace(peer, place=Place.PRIMARY)
+        if not peer.target.pins and any(endpoint.scheme == "tls" for endpoint in peer.endpoints):
+            raise BadPeer(number, "endpoint", "Endpoint: tls:// needs a TLSPin")
         found.append(peer)
     return found, None if alternate == primary else alternate_key
 
 
 def _successor(
-    number: int, peer: PeerConfig, by_key: Mapping[bytes, PeerConfig], heirs: dict[bytes, int], timed: bool
+    number: int,
+    peer: PeerConfig,
+    by_key: Mapping[bytes, PeerConfig],
+    heirs: dict[bytes, int],
+    said: Collection[str],
 ) -> PeerConfig:
-    """With its predecessor's endpoint and keepalive, where it has none of its own. :raises BadPeer"""
+    """With what its predecessor has of endpoints, keepalive and the like, where its section does not say: it
+    is the same host. :raises BadPeer
+    """
     predecessor = None if peer.succeeds is None else by_key.get(peer.succeeds)
     if predecessor is None or predecessor is peer:
         raise BadPeer(number, "succeeds", "Succeeds: there is no other [Peer] with this PublicKey")
@@ -80,6 +96,9 @@ def _successor(
     ):
         if value not in ((), None):
             raise BadPeer(number, option, f"{label}: a [Peer] that Succeeds another has that one's")
-    if peer.endpoint is None and peer.endpoint_name is None:
-        peer = replace(peer, endpoint=predecessor.endpoint, endpoint_name=predecessor.endpoint_name)
-    return peer if timed else replace(peer, keepalive_interval_s=predecessor.keepalive_interval_s)
+    inherited = {field: getattr(predecessor, field) for option, field in _INHERITED if option not in said}
+    target = Target(
+        (peer if "tlspin" in said else predecessor).target.pins,
+        (peer if "tlsservername" in said else predecessor).target.server_name,
+    )
+    return replace(peer, target=target, **inherited)

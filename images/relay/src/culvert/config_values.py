@@ -11,20 +11,24 @@ from collections.abc import Callable
 from ipaddress import ip_network
 
 from .allowedips import Network
-from .constants import MAX_PRIORITY
-from .endpoint import Endpoint, parse_endpoint, split_host_port
+from .constants import MAX_ENDPOINTS, MAX_PRIORITY, MAX_TLS_PINS
+from .endpoint import Endpoint, EndpointName, parse_endpoint, split_host_port, split_scheme
+from .keys import decode_base64
 
 __all__ = [
     "parse_prefix",
     "read_endpoint",
+    "read_endpoints",
     "read_fwmark",
     "read_keepalive",
     "read_mtu",
     "read_path",
+    "read_pins",
     "read_port",
     "read_prefixes",
     "read_priority",
     "read_seconds",
+    "read_server_name",
     "read_switch",
 ]
 
@@ -109,17 +113,50 @@ def read_prefixes(text: str) -> tuple[Network, ...]:
     return tuple(parse_prefix(part.strip()) for part in text.split(",") if part.strip())
 
 
-def read_endpoint(text: str) -> Endpoint | tuple[str, int]:
+def is_host_name(text: str) -> bool:
+    """Whether it may be the name of a host, and is no IPv4 address."""
+    plain = text.isascii() and 0 < len(text) <= 253 and not text.replace(".", "").isdigit()
+    return plain and all(char.isalnum() or char in "-._" for char in text)
+
+
+def read_endpoint(text: str) -> Endpoint | EndpointName:
+    """One endpoint; a name is only read here."""
     try:
-        host, port = split_host_port(text)
+        scheme, rest = split_scheme(text)
+        host, port = split_host_port(rest)
     except ValueError as error:
         raise ValueError(f"{text!r} {error}") from None
     try:
         return parse_endpoint(text)
     except ValueError:
         pass
-    if text.startswith("[") or not host.isascii() or len(host) > 253 or host.replace(".", "").isdigit():
+    if rest.startswith("[") or not is_host_name(host):
         raise ValueError(f"{text!r} has neither an address nor a host name")
-    if any(not (char.isalnum() or char in "-._") for char in host):
-        raise ValueError(f"{text!r} has neither an address nor a host name")
-    return host, port
+    return EndpointName(host, port, scheme)
+
+
+def read_endpoints(text: str) -> tuple[Endpoint | EndpointName, ...]:
+    """Several, separated by commas, the preferred one first."""
+    found = tuple(dict.fromkeys(read_endpoint(part.strip()) for part in text.split(",")))
+    if len(found) > MAX_ENDPOINTS:
+        raise ValueError(f"there are more than {MAX_ENDPOINTS} endpoints")
+    return found
+
+
+def read_pins(text: str) -> tuple[bytes, ...]:
+    """SHA-256 hashes of public keys in base64, separated by commas, as ``curl --pinnedpubkey`` has them."""
+    parts = [part.strip().removeprefix("sha256//") for part in text.split(",")]
+    try:
+        found = tuple(dict.fromkeys(decode_base64(part) for part in parts))
+    except ValueError:
+        raise ValueError("expected the base64 of a SHA-256 hash (32 bytes)") from None
+    if len(found) > MAX_TLS_PINS:
+        raise ValueError(f"there are more than {MAX_TLS_PINS} pins")
+    return found
+
+
+def read_server_name(text: str) -> str:
+    """The name of a host."""
+    if not is_host_name(text):
+        raise ValueError(f"{text!r} is not the name of a host")
+    return text

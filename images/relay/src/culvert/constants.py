@@ -70,6 +70,10 @@ MAX_PEERS = 2**20
 
 DEFAULT_MTU_BYTES = 1420
 
+# Endpoints that a peer may have, and pins of the certificates behind them.
+MAX_ENDPOINTS = 8
+MAX_TLS_PINS = 4
+
 # --- Failover groups (culvert.failover) ---------------------------------------------------------------------
 
 # A server that says nothing for so long is given up for one that answers. TCP sends again 0.2, 0.6, 1.4 and

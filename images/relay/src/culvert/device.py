@@ -413,6 +413,11 @@ class Device:
         outgoing, self._context.outgoing = self._context.outgoing, []
         return outgoing
 
+    def arrivals(self) -> list[Endpoint]:
+        """Stream endpoints over which something authentic came for the first time; each is returned once."""
+        arrivals, self._context.arrivals = self._context.arrivals, []
+        return arrivals
+
     def frames_to_write(self) -> list[Buffer]:
         """Frames for the TUN device, in order; each is returned once."""
         incoming, self._context.incoming = self._context.incoming, []

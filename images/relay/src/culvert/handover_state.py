@@ -35,7 +35,7 @@ from .constants import (
 from .context import Context
 from .device import Device
 from .document import flag, integer, mapping, number, octets, sequence, text
-from .endpoint import Endpoint
+from .endpoint import NO_TARGET, SCHEMES, UDP, Endpoint, EndpointName, Target
 from .keys import ZERO_KEY, Identity
 from .member import Member
 from .peer import Peer
@@ -44,7 +44,7 @@ from .timers import Timer
 
 __all__ = ["KNOWN", "Row", "read_state", "restore_state", "write_state"]
 
-KNOWN: frozenset[str] = frozenset(("identities", "limits", "succession"))
+KNOWN: frozenset[str] = frozenset(("frames", "identities", "limits", "streams", "succession"))
 """What this version knows of that others must not do without."""
 _NEVER, _ALWAYS = float("inf"), float("-inf")
 # The two processes read one clock, and what lies between is a few seconds at most.
@@ -78,26 +78,49 @@ def _octets(length: int) -> Kind:
     return Kind(lambda value: bytes(value).hex(), lambda value: octets(value, length))
 
 
-def _write_endpoint(endpoint: Endpoint) -> list[Any]:
-    return [endpoint.host, endpoint.port, endpoint.scope_id, endpoint.local.hex()]
+def _write_endpoint(endpoint: Endpoint | EndpointName) -> list[Any]:
+    scheme = [endpoint.scheme] if endpoint.is_stream else []
+    if isinstance(endpoint, EndpointName):
+        return [endpoint.host, endpoint.port, *scheme]
+    return [endpoint.host, endpoint.port, endpoint.scope_id, endpoint.local.hex(), *scheme]
+
+
+def _read_scheme(scheme: str = UDP) -> str:
+    if text(scheme) not in SCHEMES:
+        raise ValueError("has a scheme that there is not")
+    return scheme
 
 
 def _read_endpoint(value: Any) -> Endpoint:
-    host, port, scope_id, local = sequence(value)
+    host, port, scope_id, local, *scheme = sequence(value)
     try:
         return Endpoint(
             text(host),
             integer(port, 0, 2**16 - 1),
             integer(scope_id, 0, 2**32 - 1),
             octets(local, min(len(text(local)) // 2, _LONGEST_LOCAL_BYTES)),
+            _read_scheme(*scheme),
         )
     except OSError:
         raise ValueError("is not the text of an address") from None
 
 
-def _read_name(value: Any) -> tuple[str, int]:
-    host, port = sequence(value)
-    return text(host), integer(port, 0, 2**16 - 1)
+def _read_name(value: Any) -> EndpointName:
+    host, port, *scheme = sequence(value)
+    return EndpointName(text(host), integer(port, 0, 2**16 - 1), _read_scheme(*scheme))
+
+
+def _read_place(value: Any) -> Endpoint | EndpointName:
+    return _read_name(value) if len(sequence(value)) < 4 else _read_endpoint(value)
+
+
+def _write_target(target: Target) -> list[Any]:
+    return [target.server_name, *(pin.hex() for pin in target.pins)]
+
+
+def _read_target(value: Any) -> Target:
+    server_name, *pins = sequence(value)
+    return Target(tuple(octets(pin, KEY_BYTES) for pin in pins), text(server_name))
 
 
 def _by_key(kind: Kind) -> Kind:
@@ -108,10 +131,18 @@ def _by_key(kind: Kind) -> Kind:
     )
 
 
-def _read_configured(value: Any) -> Endpoint | tuple[str, int] | None:
-    if value is None:
-        return None
-    return _read_name(value) if len(sequence(value)) == 2 else _read_endpoint(value)
+def _write_configured(found: Sequence[Endpoint | EndpointName]) -> Any:
+    if len(found) > 1:
+        return [_write_endpoint(one) for one in found]
+    # As it was when a peer had no more than one.
+    return _write_endpoint(found[0]) if found else None
+
+
+def _read_configured(value: Any) -> tuple[Endpoint | EndpointName, ...]:
+    if not value:
+        return ()
+    first = sequence(value)[0]
+    return tuple(map(_read_place, value)) if isinstance(first, list) else (_read_place(value),)
 
 
 UINT16, UINT32, UINT64 = (_up_to(2**bits - 1) for bits in (16, 32, 64))
@@ -122,11 +153,12 @@ PAST = Kind(float, number)
 TEXT = Kind(str, text)
 KEY = _octets(KEY_BYTES)
 ENDPOINT = Kind(_write_endpoint, _read_endpoint)
-_NAME = Kind(list, _read_name)
-_CONFIGURED = Kind(
-    lambda value: _write_endpoint(value) if isinstance(value, Endpoint) else value and list(value),
-    _read_configured,
+PLACES = Kind(
+    lambda found: [_write_endpoint(one) for one in found],
+    lambda value: tuple(_read_place(one) for one in sequence(value)),
 )
+_NAME = Kind(_write_endpoint, _read_name)
+_CONFIGURED = Kind(_write_configured, _read_configured)
 PART = Kind(lambda part: part.export(), mapping)
 """An object with ``export()`` and ``restore(mapping)`` of its own."""
 PEER_REF = Kind(lambda peer: peer.public_key.hex(), lambda value: octets(value, KEY_BYTES))
@@ -144,6 +176,9 @@ STATS = (Row("tx_bytes", UINT64, 0), Row("rx_bytes", UINT64, 0), Row("last_hands
 PEER = (
     Row("preshared_key", KEY, ZERO_KEY),
     Row("endpoint", ENDPOINT),
+    Row("endpoints", PLACES, (), "streams"),
+    Row("target", Kind(_write_target, _read_target), NO_TARGET),
+    Row("frame_messages", FLAG, False, "frames"),
     Row("keepalive_interval_s", UINT16, 0),
     Row("unanswered", UINT32, 0),
     Row("last_heard_s", PAST, _ALWAYS),
@@ -221,6 +256,8 @@ def _write_peer(device: Device, peer: Peer, needs: set[str]) -> dict[str, Any]:
         values["alternate"] = True
     values["stats"] = _write(peer.stats, STATS, needs)
     values["keypairs"] = peer.keypairs.export()
+    if peer.endpoint is not None and peer.endpoint.is_stream:
+        needs.add("streams")
     if peer._pending is not None:
         values["pending"] = True
     if peer.limiter is not None:

@@ -28,7 +28,7 @@ from .constants import (
     REKEY_TIMEOUT_S,
 )
 from .context import Context, Event, EventKind
-from .endpoint import Endpoint
+from .endpoint import NO_TARGET, Endpoint, EndpointName, Target
 from .errors import BadPacket
 from .frame import PLAIN, VNET_HEADER_BYTES
 from .keypair import Keypair, Keypairs
@@ -57,6 +57,15 @@ _NEVER = float("inf")
 
 class Peer(Bound):
     """State of one peer of a device. As an owner of prefixes it carries to itself: ``active``."""
+
+    # What few peers have is of the class, until it is set: objects with more than 30 attributes of their own
+    # cost half a kilobyte more each.
+    endpoints: tuple[Endpoint | EndpointName, ...] = ()
+    "Where it may be, the preferred one first, if that is more than one place or a stream."
+    target: Target = NO_TARGET
+    "How its ``tls://`` endpoints are dialled."
+    frame_messages: bool = False
+    "It takes frame messages (:mod:`culvert.frame`), and may send them."
 
     def __init__(self, context: Context, public_key: bytes) -> None:
         super().__init__(context, public_key)
@@ -333,6 +342,8 @@ class Peer(Bound):
         if endpoint is not self.endpoint:
             moved = self.endpoint is not None and endpoint != self.endpoint
             self.endpoint = endpoint
+            if endpoint.is_stream:
+                self._context.arrivals.append(endpoint)
             if moved:
                 self._emit(EventKind.ENDPOINT_CHANGED)
         self._timers.cancel(Timer.NEW_HANDSHAKE)

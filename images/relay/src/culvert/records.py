@@ -11,7 +11,7 @@ from .allowedips import Network
 from .config import Config
 from .context import Event
 from .device import Device
-from .endpoint import Endpoint
+from .endpoint import Endpoint, EndpointName, Target
 from .events import EventLog
 from .keys import encode_base64
 from .limits import Limits
@@ -29,6 +29,9 @@ class _Configured(NamedTuple):
     allowed_ips: frozenset[Network]
     preshared_key: bytes
     endpoint: Endpoint | None
+    endpoints: tuple[Endpoint | EndpointName, ...]
+    tls: Target
+    frame_messages: bool
     persistent_keepalive: int
     failover: int | None
     limits: Limits
@@ -171,6 +174,9 @@ def _configured(device: Device, public_key: bytes) -> _Configured:
         frozenset(device.allowed_ips(peer)),
         peer.preshared_key,
         peer.endpoint,
+        peer.endpoints,
+        peer.target,
+        peer.frame_messages,
         peer.keepalive_interval_s,
         device.failover.priority(peer),
         device.warden.limits(peer),

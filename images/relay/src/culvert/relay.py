@@ -19,7 +19,7 @@ from .config import Config
 from .constants import HANDOVER_FORMAT, REJECT_AFTER_TIME_S, RESOLVE_AFTER_ATTEMPTS, SILENT_AFTER_ATTEMPTS
 from .context import Event, EventKind
 from .device import Device
-from .endpoint import Endpoint
+from .endpoint import Endpoint, EndpointName, Target
 from .errors import CulvertError, RequestError
 from .keys import short_name
 from .records import Records
@@ -71,8 +71,8 @@ class Relay:
         self._on_transport = on_transport
         self._fixed_port = 0
         self._off: frozenset[str] = frozenset()
-        self._names: dict[bytes, tuple[str, int]] = {}
-        self._configured_endpoints: dict[bytes, object] = {}
+        self._names: dict[bytes, EndpointName] = {}
+        self._configured_endpoints: dict[bytes, tuple[Endpoint | EndpointName, ...]] = {}
         self._resolve_at: dict[bytes, float] = {}
         self._captures = Captures(device.owner)
         device.mtu_bytes = tun.mtu_bytes
@@ -152,6 +152,7 @@ class Relay:
         apply_peers(self.device, update, now)
         self.records.after(before)
         self._note_names(update, now)
+        self._set_targets()
         self.pump()
 
     def _apply_socket(self, update: DeviceUpdate) -> None:
@@ -175,19 +176,33 @@ class Relay:
         old = self.transport
         self.transport = self._open_transport(port, mark)
         self.transport.set_offloads(self._off)
+        self._set_targets()
         self._on_transport(old, self.transport)
         if old is not None:
             old.close()
 
     def _note_names(self, update: DeviceUpdate, now: float) -> None:
         for change in update.peers:
-            if change.endpoint is not None or change.remove:
+            if change.endpoints is not None or change.remove:
                 self._names.pop(change.public_key, None)
-            if change.endpoint_name is not None and self.device.peer(change.public_key) is not None:
-                self._names[change.public_key] = change.endpoint_name
+            first = change.endpoints[0] if change.endpoints else None
+            if isinstance(first, EndpointName) and self.device.peer(change.public_key) is not None:
+                self._names[change.public_key] = first
                 self._resolve_at[change.public_key] = now
         for public_key in [key for key in self._names if self.device.peer(key) is None]:
             del self._names[public_key]
+
+    def _set_targets(self) -> None:
+        """Tell the transport what it may dial."""
+        if self.transport is None:
+            return
+        targets: dict[Endpoint, Target] = {}
+        for peer in self.device.peers():
+            found = [endpoint for endpoint in peer.endpoints if isinstance(endpoint, Endpoint)]
+            if peer.public_key in self._names and peer.endpoint is not None:
+                found.append(peer.endpoint)
+            targets |= {endpoint: peer.target for endpoint in found if endpoint.is_stream}
+        self.transport.set_targets(targets)
 
     def load(self, config: Config) -> None:
         """Make the device what a configuration file says, by difference.
@@ -201,9 +216,7 @@ class Relay:
         except RequestError as error:
             wanted = f"ListenPort {config.listen_port or 'any'}, FwMark {config.fwmark:#x}"
             raise CulvertError(f"{wanted}: {error}") from None
-        self._configured_endpoints = {
-            peer.public_key: peer.endpoint or peer.endpoint_name for peer in config.peers
-        }
+        self._configured_endpoints = {peer.public_key: peer.endpoints for peer in config.peers}
         self.records.follow(config)
 
     def ensure_transport(self) -> None:
@@ -254,6 +267,9 @@ class Relay:
             self.tun.write(frames)
             # It may have found out that it takes less than it promised.
             self.device.coalesce = self.tun.coalesce
+        if self.transport is not None:
+            for arrival in self.device.arrivals():
+                self.transport.trust(arrival)
         runs = self.device.datagrams_to_send()
         if runs and self.transport is not None:
             for endpoint, code in self.transport.send(runs):
@@ -266,21 +282,24 @@ class Relay:
     def get_timer(self) -> float | None:
         """When to call :meth:`handle_timer`."""
         moment = self.device.get_timer()
-        if not self._resolve_at and not self._captures.active:
+        outside = None if self.transport is None else self.transport.get_timer()
+        if outside is None and not self._resolve_at and not self._captures.active:
             return moment
-        others = (moment, min(self._resolve_at.values(), default=None), self._captures.timer())
+        others = (moment, outside, min(self._resolve_at.values(), default=None), self._captures.timer())
         return min((other for other in others if other is not None), default=None)
 
     def handle_timer(self) -> None:
         now = self._clock()
         self.device.handle_timer(now)
+        if self.transport is not None:
+            self.transport.handle_timer(now)
         if self._captures.active:
             self._captures.expire(now)
         for public_key in [key for key, moment in self._resolve_at.items() if moment <= now]:
             del self._resolve_at[public_key]
             name = self._names.get(public_key)
             if name is not None and self.resolver is not None:
-                self.resolver.request(public_key, *name)
+                self.resolver.request(public_key, name)
         self.pump()
 
     # --- What happens ---------------------------------------------------------------------------------------
@@ -325,18 +344,20 @@ class Relay:
 
     def _resolved(self, result: Resolution, now: float) -> None:
         peer = self.device.peer(result.public_key)
-        if peer is None or self._names.get(result.public_key) != (result.host, result.port):
+        if peer is None or self._names.get(result.public_key) != result.name:
             return
+        host = result.name.host
         if not result.endpoints:
-            _log.warning("endpoint of peer %s: cannot resolve %s", short_name(result.public_key), result.host)
+            _log.warning("endpoint of peer %s: cannot resolve %s", short_name(result.public_key), host)
             if peer.endpoint is None:
                 self._resolve_at[result.public_key] = now + _RESOLVE_RETRY_S
             return
         endpoint = _next_endpoint(peer.endpoint, result.endpoints)
         if peer.endpoint != endpoint:
-            _log.info("endpoint of peer %s: %s is %s", short_name(result.public_key), result.host, endpoint)
+            _log.info("endpoint of peer %s: %s is %s", short_name(result.public_key), host, endpoint)
             first = peer.endpoint is None
             peer.endpoint = endpoint
+            self._set_targets()
             if first and peer.keepalive_interval_s:
                 peer.send_keepalive(now)
         peer.flush(now)
@@ -346,6 +367,7 @@ class Relay:
     def adopt(self, transport: Transport) -> None:
         """Use a transport that another process had."""
         self.transport = transport
+        self._set_targets()
         self._on_transport(None, transport)
 
     def greet(self, endpoints: Mapping[bytes, Endpoint]) -> None:

@@ -8,21 +8,25 @@ A peer that is the same in both is not mentioned, so nothing happens to its sess
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from typing import Any
+from typing import Any, TypeAlias
 
 from .config import Config, PeerConfig
 from .device import Device
+from .endpoint import Endpoint, EndpointName
 from .identity_update import place_after
 from .keys import ZERO_KEY, Identity
 from .limits import Limits
 from .peer import Peer
 from .update import NO_MEMBER, DeviceUpdate, PeerUpdate
 
-__all__ = ["difference"]
+__all__ = ["Configured", "difference"]
+
+Configured: TypeAlias = Mapping[bytes, tuple[Endpoint | EndpointName, ...]]
+"""Endpoints by public key, as a file has them."""
 
 
 def difference(
-    device: Device, fixed_port: int, config: Config, configured_endpoints: Mapping[bytes, object]
+    device: Device, fixed_port: int, config: Config, configured_endpoints: Configured
 ) -> DeviceUpdate:
     """What has to be done to ``device``.
 
@@ -65,8 +69,10 @@ def _new_peer(wanted: PeerConfig) -> PeerUpdate:
     return PeerUpdate(
         wanted.public_key,
         preshared_key=wanted.preshared_key,
-        endpoint=wanted.endpoint,
-        endpoint_name=wanted.endpoint_name,
+        endpoints=wanted.endpoints,
+        tls_pins=wanted.target.pins,
+        tls_server_name=wanted.target.server_name,
+        frame_messages=wanted.frame_messages,
         keepalive_interval_s=wanted.keepalive_interval_s,
         allowed_ips=wanted.allowed_ips,
         failover=wanted.failover,
@@ -99,7 +105,7 @@ def _changes(
     device: Device,
     peer: Peer,
     wanted: PeerConfig,
-    configured_endpoints: Mapping[bytes, object],
+    configured_endpoints: Configured,
     staying: Set[bytes],
 ) -> dict[str, Any]:
     """The fields of a change of a peer that is there; none where nothing is different."""
@@ -110,8 +116,12 @@ def _changes(
         networks |= set(device.allowed_ips(predecessor))
         priority = device.failover.priority(predecessor)
     changes: dict[str, Any] = {}
-    if (wanted.endpoint or wanted.endpoint_name) != configured_endpoints.get(wanted.public_key):
-        changes |= {"endpoint": wanted.endpoint, "endpoint_name": wanted.endpoint_name}
+    if wanted.endpoints != configured_endpoints.get(wanted.public_key, ()):
+        changes["endpoints"] = wanted.endpoints
+    if wanted.target != peer.target:
+        changes |= {"tls_pins": wanted.target.pins, "tls_server_name": wanted.target.server_name}
+    if wanted.frame_messages != peer.frame_messages:
+        changes["frame_messages"] = wanted.frame_messages
     if wanted.preshared_key != peer.preshared_key:
         changes["preshared_key"] = wanted.preshared_key
     if wanted.keepalive_interval_s != peer.keepalive_interval_s:

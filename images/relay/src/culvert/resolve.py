@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .endpoint import Endpoint
+from .endpoint import Endpoint, EndpointName
 
 __all__ = ["Resolution", "Resolver"]
 
@@ -22,14 +22,14 @@ class Resolution(NamedTuple):
     """The answer to one request."""
 
     public_key: bytes
-    host: str
-    port: int
+    name: EndpointName
     endpoints: tuple[Endpoint, ...]
     "In the order of preference (RFC 6724); empty when the name could not be resolved."
 
 
-def lookup(host: str, port: int) -> tuple[Endpoint, ...]:
+def lookup(name: EndpointName) -> tuple[Endpoint, ...]:
     """Resolve a name now. Blocks. Empty when that fails, for whatever reason."""
+    host, port, scheme = name
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError):
@@ -37,7 +37,7 @@ def lookup(host: str, port: int) -> tuple[Endpoint, ...]:
     endpoints = []
     for _, _, _, _, address in found:
         scope_id = int(address[3]) if len(address) > 3 else 0
-        endpoints.append(Endpoint(str(address[0]).partition("%")[0], port, scope_id))
+        endpoints.append(Endpoint(str(address[0]).partition("%")[0], port, scope_id, scheme=scheme))
     return tuple(dict.fromkeys(endpoints))
 
 
@@ -47,23 +47,23 @@ class Resolver:
     def __init__(
         self,
         wake: Callable[[], None],
-        find: Callable[[str, int], tuple[Endpoint, ...]] = lookup,
+        find: Callable[[EndpointName], tuple[Endpoint, ...]] = lookup,
     ) -> None:
         self._wake = wake
         self._find = find
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[bytes, str, int]] = deque()
+        self._waiting: deque[tuple[bytes, EndpointName]] = deque()
         self._asked: set[bytes] = set()
         self._threads = 0
         self._results: list[Resolution] = []
 
-    def request(self, public_key: bytes, host: str, port: int) -> None:
+    def request(self, public_key: bytes, name: EndpointName) -> None:
         """Look a peer's name up, unless that is under way already."""
         with self._lock:
             if public_key in self._asked:
                 return
             self._asked.add(public_key)
-            self._waiting.append((public_key, host, port))
+            self._waiting.append((public_key, name))
             if self._threads >= _MAX_THREADS:
                 return
             self._threads += 1
@@ -76,11 +76,11 @@ class Resolver:
                 if not self._waiting:
                     self._threads -= 1
                     return
-                public_key, host, port = self._waiting.popleft()
-            endpoints = self._find(host, port)
+                public_key, name = self._waiting.popleft()
+            endpoints = self._find(name)
             with self._lock:
                 self._asked.discard(public_key)
-                self._results.append(Resolution(public_key, host, port, endpoints))
+                self._results.append(Resolution(public_key, name, endpoints))
             self._wake()
 
     def results(self) -> list[Resolution]:

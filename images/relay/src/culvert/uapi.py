@@ -14,6 +14,7 @@ from typing import Any
 
 from .allowedips import Network
 from .config import parse_prefix
+from .config_values import read_endpoints, read_pins, read_server_name, read_switch
 from .constants import FAILOVER_RETURN_RANGE_S, FAILOVER_TIMEOUT_RANGE_S
 from .device import Device
 from .endpoint import parse_endpoint
@@ -47,7 +48,7 @@ def format_get(device: Device, listen_port: int, fwmark: int) -> str:
         lines.append(f"preshared_key={peer.preshared_key.hex()}")
         lines.append("protocol_version=1")
         if peer.endpoint is not None:
-            lines.append(f"endpoint={peer.endpoint}")
+            lines.append(f"endpoint={peer.endpoint.host_port}")
         lines.append(f"last_handshake_time_sec={seconds}")
         lines.append(f"last_handshake_time_nsec={nanoseconds}")
         lines.append(f"tx_bytes={peer.stats.tx_bytes}")
@@ -111,6 +112,11 @@ def _prefix(text: str) -> Network:
     return parse_prefix(text)
 
 
+def _maybe(read: Callable[[str], Any], none: object) -> Callable[[str], Any]:
+    """A value, or nothing at all for none."""
+    return lambda text: read(text) if text else none
+
+
 # A row for each key: the field of the update it sets, and how its value is read.
 _DEVICE: dict[str, tuple[str, Callable[[str], Any]]] = {
     "private_key": ("private_key", decode_hex),
@@ -127,7 +133,11 @@ _PEER: dict[str, tuple[str, Callable[[str], Any]]] = {
     "remove": ("remove", _true),
     "update_only": ("update_only", _true),
     "preshared_key": ("preshared_key", decode_hex),
-    "endpoint": ("endpoint", parse_endpoint),
+    "endpoint": ("endpoints", lambda text: (parse_endpoint(text),)),
+    "endpoints": ("endpoints", _maybe(read_endpoints, ())),
+    "tls_pin": ("tls_pins", _maybe(read_pins, ())),
+    "tls_server_name": ("tls_server_name", _maybe(read_server_name, "")),
+    "frame_messages": ("frame_messages", read_switch),
     "persistent_keepalive_interval": ("keepalive_interval_s", _number(16)),
     "replace_allowed_ips": ("replace_allowed_ips", _true),
     "allowed_ip": ("allowed_ips", _prefix),

@@ -14,11 +14,12 @@ from typing import Any
 from .allowedips import Network
 from .constants import MAX_PEERS
 from .device import Device
-from .endpoint import Endpoint
+from .endpoint import Endpoint, EndpointName, Target
 from .errors import RequestError
 from .identities import Place
 from .identity_update import apply_identities, apply_links, check_identities, remove_predecessors
 from .limits import Period
+from .peer import Peer
 
 __all__ = ["NO_MEMBER", "DeviceUpdate", "PeerUpdate", "apply_peers", "check_peers"]
 
@@ -36,9 +37,12 @@ class PeerUpdate:
     "Do nothing if there is no such peer."
     preshared_key: bytes | None = field(default=None, repr=False)
     "32 bytes; all zero for none."
-    endpoint: Endpoint | None = None
-    endpoint_name: tuple[str, int] | None = None
-    "Host name and port, to be resolved by the shell."
+    endpoints: tuple[Endpoint | EndpointName, ...] | None = None
+    "All of them, the preferred one first; the shell resolves names. Without any the peer stays where it is."
+    tls_pins: tuple[bytes, ...] | None = None
+    "This and the next as :class:`~culvert.endpoint.Target` has them."
+    tls_server_name: str | None = None
+    frame_messages: bool | None = None
     keepalive_interval_s: int | None = None
     replace_allowed_ips: bool = False
     allowed_ips: tuple[Network, ...] = ()
@@ -92,12 +96,22 @@ def check_peers(device: Device, update: DeviceUpdate) -> None:
     before = () if update.replace_peers else device.peers()
     keys = {peer.public_key for peer in before}
     for change in update.peers:
+        _check_pins(device, change)
         if change.remove:
             keys.discard(change.public_key)
         elif not change.update_only:
             keys.add(change.public_key)
         if len(keys) > MAX_PEERS:
             raise RequestError(errno.ENOMEM, f"a device has at most {MAX_PEERS} peers")
+
+
+def _check_pins(device: Device, change: PeerUpdate) -> None:
+    """Whoever is dialled with TLS has to be known by a pin. :raises RequestError: EINVAL"""
+    peer = device.peer(change.public_key)
+    endpoints = change.endpoints if change.endpoints is not None or peer is None else peer.endpoints
+    pins = change.tls_pins if change.tls_pins is not None or peer is None else peer.target.pins
+    if endpoints and not pins and any(endpoint.scheme == "tls" for endpoint in endpoints):
+        raise RequestError(errno.EINVAL, "an endpoint of tls:// needs a tls_pin")
 
 
 def apply_peers(device: Device, update: DeviceUpdate, now: float) -> None:
@@ -148,8 +162,7 @@ def _apply_peer(device: Device, change: PeerUpdate, now: float) -> None:
         device.succession.bind(peer, alternate=change.place is Place.ALTERNATE)
     if change.preshared_key is not None:
         peer.preshared_key = change.preshared_key
-    if change.endpoint is not None:
-        peer.endpoint = change.endpoint
+    _apply_endpoints(peer, change)
     if change.replace_allowed_ips:
         device.disallow(peer)
     for network in change.disallowed_ips:
@@ -164,6 +177,26 @@ def _apply_peer(device: Device, change: PeerUpdate, now: float) -> None:
     if change.keepalive_interval_s is not None:
         peer.set_keepalive_interval(change.keepalive_interval_s, now)
     peer.flush(now)
+
+
+def _apply_endpoints(peer: Peer, change: PeerUpdate) -> None:
+    if change.frame_messages is not None and change.frame_messages != peer.frame_messages:
+        peer.frame_messages = change.frame_messages
+    pins, server_name = peer.target
+    target = Target(
+        pins if change.tls_pins is None else change.tls_pins,
+        server_name if change.tls_server_name is None else change.tls_server_name,
+    )
+    if target != peer.target:
+        peer.target = target
+    if change.endpoints is None:
+        return
+    plain = len(change.endpoints) <= 1 and not any(endpoint.is_stream for endpoint in change.endpoints)
+    several = () if plain else change.endpoints
+    if several != peer.endpoints:
+        peer.endpoints = several
+    if change.endpoints and isinstance(change.endpoints[0], Endpoint):
+        peer.endpoint = change.endpoints[0]
 
 
 def _allow_all(device: Device, networks: Iterable[Network], public_key: bytes) -> None:

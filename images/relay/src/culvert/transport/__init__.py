@@ -4,6 +4,6 @@
 
 from __future__ import annotations
 
-from .base import Transport, TransportFactory
+from .base import Lost, Target, Transport, TransportFactory, Unsent
 
-__all__ = ["Transport", "TransportFactory"]
+__all__ = ["Lost", "Target", "Transport", "TransportFactory", "Unsent"]

@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from ..batch import Received
 from ..context import OutgoingRun
-from ..endpoint import Endpoint
+from ..endpoint import Endpoint, Target
 
-__all__ = ["Transport", "TransportFactory", "Unsent"]
+__all__ = ["Lost", "Target", "Transport", "TransportFactory", "Unsent"]
 
 
 class Unsent(NamedTuple):
@@ -22,8 +22,19 @@ class Unsent(NamedTuple):
     "The errno."
 
 
+class Lost(NamedTuple):
+    """A connection that we dialled, and that could not be made or ended."""
+
+    endpoint: Endpoint
+    retry_s: float
+    "When it makes sense to dial anew; what is sent there before is dropped."
+
+
 class Transport(Protocol):
-    """Carries datagrams. Loses them without a word, as networks do."""
+    """Carries datagrams. Loses them without a word, as networks do.
+
+    A stream endpoint stands for one connection: a send to one that is a target dials it if need be.
+    """
 
     port: int
     "The local port, in host order."
@@ -48,6 +59,23 @@ class Transport(Protocol):
 
     def set_mark(self, mark: int) -> None:
         """Mark outgoing packets for policy routing (0 for none). :raises OSError: not allowed to."""
+
+    def get_timer(self) -> float | None:
+        """When to call :meth:`handle_timer`, on the relay's clock; None for never."""
+
+    def handle_timer(self, now: float) -> None:
+        """Do what has become due at ``now``."""
+
+    def trust(self, endpoint: Endpoint) -> None:
+        """Something authentic came over the connection of a stream endpoint: it is no stranger's."""
+
+    def set_targets(self, targets: Mapping[Endpoint, Target]) -> None:
+        """The only stream endpoints that may be dialled. What is sent to others is ENOTCONN where nobody is
+        connected from there.
+        """
+
+    def lost(self) -> list[Lost]:
+        """Dialled connections that failed or ended since the last call."""
 
     def close(self) -> None: ...
 

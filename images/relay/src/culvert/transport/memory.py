@@ -8,13 +8,13 @@ import contextlib
 import errno
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ..batch import Received
 from ..context import OutgoingRun
-from ..endpoint import Endpoint
+from ..endpoint import SCHEMES, Endpoint
 from ..offloads import GRO, GSO
-from .base import Unsent
+from .base import Lost, Target, Unsent
 
 __all__ = ["MemoryNetwork", "MemoryTransport", "coalesced"]
 
@@ -74,7 +74,7 @@ class MemoryNetwork:
         if target is None:
             return
         arriving = [data for datagram in run.datagrams for data in self._weather(datagram)]
-        whole = self._runs and GRO in target.offloads
+        whole = self._runs and GRO in target.offloads and not sender.is_stream
         for data, segment_bytes in coalesced(arriving) if whole else ((data, 0) for data in arriving):
             target.push(Received(data, sender, run.tos & 3, segment_bytes))
 
@@ -90,6 +90,8 @@ class MemoryTransport:
         self.mark = 0
         self._network = network
         self._endpoint = Endpoint(host, port)
+        # Messages of a "stream" come from one, too.
+        self._sources = {scheme: Endpoint(host, port, scheme=scheme) for scheme in SCHEMES}
         self._off: frozenset[str] = frozenset()
         self._queue: deque[Received] = deque()
         self._lent: list[bytearray] = []
@@ -123,11 +125,23 @@ class MemoryTransport:
 
     def send(self, runs: Sequence[OutgoingRun]) -> list[Unsent]:
         for run in runs:
-            self._network.deliver(self._endpoint, run)
+            self._network.deliver(self._sources[run.endpoint.scheme], run)
         return []
 
     def set_mark(self, mark: int) -> None:
         self.mark = mark
+
+    def get_timer(self) -> float | None:
+        return None
+
+    def handle_timer(self, now: float) -> None: ...
+
+    def trust(self, endpoint: Endpoint) -> None: ...
+
+    def set_targets(self, targets: Mapping[Endpoint, Target]) -> None: ...
+
+    def lost(self) -> list[Lost]:
+        return []
 
     def close(self) -> None:
         self._network.close(self._endpoint.host, self.port)

@@ -22,7 +22,7 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..batch import Buffer, Chunk, Received
 from ..calls import UDP_GRO, UDP_SEGMENT, Address, Ancillary, Calls, Known, PythonCalls
@@ -30,7 +30,7 @@ from ..constants import NO_ROUTE_ERRORS
 from ..context import OutgoingRun
 from ..endpoint import Endpoint
 from ..offloads import GRO, GSO
-from .base import Unsent
+from .base import Lost, Target, Unsent
 
 __all__ = ["UdpTransport"]
 
@@ -168,6 +168,9 @@ class UdpTransport:
     def send(self, runs: Sequence[OutgoingRun]) -> list[Unsent]:
         unsent: list[Unsent] = []
         for endpoint, chunks, tos in runs:
+            if endpoint.is_stream:
+                unsent.append(Unsent(endpoint, errno.ENOTCONN))
+                continue
             sock = self._by_family.get(endpoint.family)
             code = self._send_chunks(sock, endpoint, chunks, tos) if sock is not None else errno.EAFNOSUPPORT
             if code:
@@ -240,6 +243,20 @@ class UdpTransport:
             level, kind = (socket.IPPROTO_IPV6, _IPV6_PKTINFO) if v6 else (socket.IPPROTO_IP, _IP_PKTINFO)
             ancillary.append((level, kind, endpoint.local))
         return ancillary
+
+    # Datagrams have no connections.
+
+    def get_timer(self) -> float | None:
+        return None
+
+    def handle_timer(self, now: float) -> None: ...
+
+    def trust(self, endpoint: Endpoint) -> None: ...
+
+    def set_targets(self, targets: Mapping[Endpoint, Target]) -> None: ...
+
+    def lost(self) -> list[Lost]:
+        return []
 
     def close(self) -> None:
         for sock in self._sockets.values():
