@@ -115,8 +115,8 @@ class Context:
         self.outgoing: list[OutgoingRun] = []
         self.incoming: list[Buffer] = []
         self.events: list[Event] = []
-        self.arrivals: list[Endpoint] = []
-        "Connections over which something authentic came, for the transport."
+        self.arrivals: list[tuple[Endpoint, Endpoint | None]] = []
+        "Connections that peers were heard over, and where they were before, for the transport."
         self.rejections = Rejections(self._something_refused)
 
     def _something_refused(self) -> None:

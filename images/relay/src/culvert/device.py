@@ -413,8 +413,10 @@ class Device:
         outgoing, self._context.outgoing = self._context.outgoing, []
         return outgoing
 
-    def arrivals(self) -> list[Endpoint]:
-        """Stream endpoints over which something authentic came for the first time; each is returned once."""
+    def arrivals(self) -> list[tuple[Endpoint, Endpoint | None]]:
+        """Stream endpoints that peers have moved to, each with where its peer was before; each is returned
+        once.
+        """
         arrivals, self._context.arrivals = self._context.arrivals, []
         return arrivals
 

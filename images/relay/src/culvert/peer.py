@@ -340,11 +340,11 @@ class Peer(Bound):
         self.unanswered = 0
         self.awaiting_s = _NEVER
         if endpoint is not self.endpoint:
-            moved = self.endpoint is not None and endpoint != self.endpoint
+            before = self.endpoint
             self.endpoint = endpoint
             if endpoint.is_stream:
-                self._context.arrivals.append(endpoint)
-            if moved:
+                self._context.arrivals.append((endpoint, before))
+            if before is not None and endpoint != before:
                 self._emit(EventKind.ENDPOINT_CHANGED)
         self._timers.cancel(Timer.NEW_HANDSHAKE)
         self._traversed(now)

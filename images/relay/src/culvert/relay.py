@@ -268,8 +268,8 @@ class Relay:
             # It may have found out that it takes less than it promised.
             self.device.coalesce = self.tun.coalesce
         if self.transport is not None:
-            for arrival in self.device.arrivals():
-                self.transport.trust(arrival)
+            for endpoint, before in self.device.arrivals():
+                self.transport.trust(endpoint, before)
         runs = self.device.datagrams_to_send()
         if runs and self.transport is not None:
             for endpoint, code in self.transport.send(runs):

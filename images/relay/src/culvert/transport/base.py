@@ -66,8 +66,10 @@ class Transport(Protocol):
     def handle_timer(self, now: float) -> None:
         """Do what has become due at ``now``."""
 
-    def trust(self, endpoint: Endpoint) -> None:
-        """Something authentic came over the connection of a stream endpoint: it is no stranger's."""
+    def trust(self, endpoint: Endpoint, before: Endpoint | None) -> None:
+        """Something authentic came over the connection of a stream endpoint: it is no stranger's, and
+        where that peer was ``before`` (if anywhere) it is no more.
+        """
 
     def set_targets(self, targets: Mapping[Endpoint, Target]) -> None:
         """The only stream endpoints that may be dialled. What is sent to others is ENOTCONN where nobody is
