@@ -123,7 +123,7 @@ class Managed:
         done = self.host.run(
             [PYTHON, "-m", MODULE],
             stdin=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-            env={"PYTHONPATH": str(COLLECTIONS), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={"PYTHONPATH": str(COLLECTIONS)},
             check=False,
         )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -32,7 +32,9 @@ path_without_shims() {
 }
 PATH=$VENV/bin:$(path_without_shims):/usr/sbin:/sbin
 export PATH
-export PYTHONDONTWRITEBYTECODE=${PYTHONDONTWRITEBYTECODE:-1}
+# What Python has compiled is kept, as half of what a short program takes is compiling it: beside the sources it would be in the way.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX=$CACHE/python
 # A checkout keeps its collections to itself: ours by a symlink, those it depends on beside it.
 export ANSIBLE_COLLECTIONS_PATH=$CACHE/collections
 export MOLECULE_GLOB='molecule/*/molecule.yml'

@@ -98,7 +98,7 @@ class Crowd:
         plan.write_text(json.dumps({**content, "members": members}))
         server.host.ip("route", "add", "10.86.0.0/16", "dev", server.device)
         # Single-threaded, and not on this machine's account: the engine is the source tree's.
-        env = {"PYTHONPATH": str(RELAY_SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
+        env = {"PYTHONPATH": str(RELAY_SOURCE)}
         self.process = self.host.spawn([sys.executable, SCRIPT, str(plan)], "crowd", env)
         await_output(self.process, "ready", 30 + self.size / 100)
 

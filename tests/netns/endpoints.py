@@ -247,7 +247,7 @@ class Culvert(Endpoint):
         return shlex.split(os.environ.get("CULVERT_COMMAND", "")) or [sys.executable, "-m", "culvert"]
 
     def environment(self) -> Mapping[str, str]:
-        return {"PYTHONPATH": str(RELAY_SOURCE), "PYTHONDONTWRITEBYTECODE": "1", **self.env}
+        return {"PYTHONPATH": str(RELAY_SOURCE), **self.env}
 
     def culvert(self, *argv: str, check: bool = True, stdin: str | None = None) -> str:
         """Run a ``culvert`` subcommand on the host; returns its output."""

@@ -89,7 +89,7 @@ class Ssh:
 def probe(host: Host, **parameters: object) -> dict[str, Any]:
     """Run the module ``culvert.vpn.tunnel_probe`` on a host, as Ansible would; returns its result."""
     module = "ansible_collections.culvert.vpn.plugins.modules.tunnel_probe"
-    env = {"PYTHONPATH": str(REPOSITORY / ".cache" / "collections"), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {"PYTHONPATH": str(REPOSITORY / ".cache" / "collections")}
     stdin = json.dumps({"ANSIBLE_MODULE_ARGS": parameters})
     done = host.run([sys.executable, "-m", module], stdin=stdin, env=env, check=False)
     result: dict[str, Any] = json.loads(done.stdout or json.dumps({"failed": True, "msg": done.stderr}))

@@ -90,7 +90,7 @@ class ClientHost(Host):
         done = self.run(
             [sys.executable, "-m", "ansible_collections.culvert.vpn.plugins.modules.host_network"],
             stdin=json.dumps({"ANSIBLE_MODULE_ARGS": {"confirm": "never", **document, **options}}),
-            env={"PYTHONPATH": str(COLLECTIONS), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={"PYTHONPATH": str(COLLECTIONS)},
             check=False,
             timeout_s=90,
         )

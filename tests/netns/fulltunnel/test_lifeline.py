@@ -34,7 +34,7 @@ def test_no_step_of_a_full_tunnel_with_kill_switch_is_blamed(network: Network, v
     made = network.documents(client_kill_switch=True)
     network.client.network(made["relay"])
     words = [json.dumps(made["client"]), OUTSIDE[version], CLIENT["up0"][version]]
-    env = {"PYTHONPATH": str(COLLECTIONS), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {"PYTHONPATH": str(COLLECTIONS)}
     assert network.client.run([sys.executable, "-c", _WATCH, *words], env=env).stdout == ""
     # A chain that really does is still found.
     drop = {"name": "CULVERT-TEST", "table": "mangle", "rules": ["-j DROP"], "jump": {"from": "POSTROUTING"}}

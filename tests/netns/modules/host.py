@@ -179,7 +179,6 @@ class Host:
             json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
             {
                 "PYTHONPATH": str(COLLECTIONS),
-                "PYTHONDONTWRITEBYTECODE": "1",
                 "PATH": f"{first}{os.pathsep if first else ''}{os.environ['PATH']}",
             },
         )

@@ -167,7 +167,7 @@ def ask(host: Host) -> Iterator[Ask]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(COLLECTIONS), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -70,7 +70,7 @@ class Site:
         done = self.server.host.run(
             [PYTHON, "-m", MODULE],
             stdin=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-            env={"PYTHONPATH": str(COLLECTIONS), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={"PYTHONPATH": str(COLLECTIONS)},
             check=False,
         )
         return Result(json.loads(done.stdout), done.stdout + done.stderr)
@@ -366,7 +366,7 @@ def info(site: Site) -> Any:
     done = site.server.host.run(
         [PYTHON, "-m", MODULE.replace("relay_peers", "relay_info")],
         stdin=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-        env={"PYTHONPATH": str(COLLECTIONS), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={"PYTHONPATH": str(COLLECTIONS)},
     )
     return json.loads(done.stdout)
 

@@ -104,7 +104,6 @@ def environment(first: Path | None = None) -> dict[str, str]:
         **inherited,
         "PATH": path,
         "PYTHONPATH": f"{REPOSITORY}:{COLLECTIONS}",
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 

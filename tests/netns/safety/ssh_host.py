@@ -172,7 +172,7 @@ class SshHost(Host):
         done = self.run(
             [PYTHON, "-m", "ansible_collections.culvert.vpn.plugins.modules.host_network"],
             stdin=json.dumps({"ANSIBLE_MODULE_ARGS": {"confirm": "never", **params}}),
-            env={"PYTHONPATH": str(COLLECTIONS), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={"PYTHONPATH": str(COLLECTIONS)},
             check=False,
         )
         try:
