@@ -26,7 +26,7 @@ from typing import Any
 from . import _x25519
 from ._accounts import account_number
 from ._core import Change, HostError, PlainBackend, Plan, Runner, SpecError
-from ._iptables import find
+from ._one_shot import OneShot, carry_out
 from ._options import Options
 
 FOLDER_MODE = 0o700
@@ -37,7 +37,6 @@ _KEM_PUBLIC = re.compile(r"[0-9A-Za-z+/]{1579}=", re.ASCII)
 _PUBLIC_MAX_BYTES = 2048
 _AGREEMENT = ("id", "from", "to", "kem", "eph", "ct")
 _LISTS = ("agreements", "unable", "derived", "refused", "missing")
-_CANNOT = "invalid choice: 'agree'"
 
 
 @dataclass(frozen=True)
@@ -245,13 +244,10 @@ class AgreementBackend(PlainBackend):
             os.unlink(f"{self.spec.folder}/{id}")
 
     def _ask(self, change: Change) -> None:
-        docker = find("docker")
-        if docker is None:
-            raise HostError("there is no command docker on the host, which runs the relay's image")
-        words = container(docker, self.spec)
-        code, out, err = self._run(words, json.dumps(change.data))
-        if code:
-            raise HostError(_why(self.spec.image, err))
+        try:
+            out = carry_out(self._run, one_shot(self.spec), json.dumps(change.data))
+        except HostError as error:
+            raise _said(error, self.spec.image) from None
         try:
             answer = json.loads(out)
             self._answer = {name: list(answer[name]) for name in _LISTS}
@@ -303,32 +299,19 @@ def plan(spec: AgreementSpec, observed: Kept) -> Plan:
     return steps
 
 
-def container(docker: str, spec: AgreementSpec) -> list[str]:
-    """The command that runs it. Nothing in it, and nothing that the engine keeps of it, is secret."""
-    keys = [path for path in spec.identities if os.path.isfile(path)]
-    options = [
-        "--rm",
-        "--interactive",
-        "--network=none",
-        "--read-only",
-        "--cap-drop=ALL",
-        "--security-opt=no-new-privileges",
-        "--pids-limit=16",
-        "--log-driver=none",
-        "--no-healthcheck",
-        f"--user={spec.owner}:{spec.group}",
-        *(f"--volume={path}:{path}:ro" for path in keys),
-        f"--volume={spec.folder}:{spec.folder}:rw",
-    ]
+def one_shot(spec: AgreementSpec) -> OneShot:
+    """The container that agrees."""
+    keys = tuple(path for path in spec.identities if os.path.isfile(path))
     identities = [word for path in keys for word in ("--identity", path)]
-    return [docker, "run", *options, spec.image, "agree", *identities, "--secrets", spec.folder]
+    command = ("agree", *identities, "--secrets", spec.folder)
+    return OneShot(spec.image, command, spec.owner, spec.group, keys, (spec.folder,))
 
 
-def _why(image: str, err: str) -> str:
-    if _CANNOT in err:
-        return (
-            f"the image {image} is too old to agree on pre-shared keys: take a newer one (of the role: "
-            "relay_image), or go without them (relay_preshared_keys: false). Nothing was changed"
-        )
-    lines = [line for line in err.strip().splitlines() if line.strip()] or ["no reason given"]
-    return f"`culvert agree` in a container of {image} failed: {lines[-1] if 'culvert:' in err else lines[0]}"
+def _said(error: HostError, image: str) -> HostError:
+    """A failure of the container, with what else can be done about an image that is too old."""
+    if "too old" not in str(error):
+        return error
+    return HostError(
+        f"the image {image} is too old to agree on pre-shared keys: take a newer one (of the role: "
+        "relay_image), or go without them (relay_preshared_keys: false). Nothing was changed"
+    )

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.culvert.vpn.plugins.module_utils import _relay_agreement
+from ansible_collections.culvert.vpn.plugins.module_utils import _one_shot
 from ansible_collections.culvert.vpn.plugins.module_utils._core import HostError, SpecError, diff_of
 from ansible_collections.culvert.vpn.plugins.module_utils._relay_agreement import (
     AgreementBackend,
     AgreementSpec,
     called,
-    container,
     look,
+    one_shot,
 )
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -71,7 +71,7 @@ class Host:
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Host]:
-    monkeypatch.setattr(_relay_agreement, "find", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(_one_shot, "find", lambda name: f"/usr/bin/{name}")
     return lambda name: Host(tmp_path / name)
 
 
@@ -117,7 +117,7 @@ def test_check_mode_runs_nothing_and_says_what_it_would_do(make: Callable[[str],
 
 def test_the_container_has_no_network_no_right_and_little_of_the_host(make: Callable[[str], Host]) -> None:
     host = make("host")
-    words = container("docker", host.backend(kem="current").spec)
+    words = _one_shot.container("docker", one_shot(host.backend(kem="current").spec), "culvert-agree-1")
     assert {"--network=none", "--read-only", "--cap-drop=ALL", "--log-driver=none", "--rm"} <= set(words)
     assert "--security-opt=no-new-privileges" in words
     assert f"--user={os.geteuid()}:{os.getegid()}" in words
@@ -125,7 +125,7 @@ def test_the_container_has_no_network_no_right_and_little_of_the_host(make: Call
     volumes = [word for word in words if word.startswith("--volume")]
     assert volumes == [f"--volume={key}:{key}:ro", f"--volume={folder}:{folder}:rw"]
     (host.folder / "culvert0.next.key").write_text("")
-    assert any(".next.key:ro" in word for word in container("docker", host.backend(kem="next").spec))
+    assert one_shot(host.backend(kem="next").spec).read == (key, f"{host.folder}/culvert0.next.key")
 
 
 @pytest.mark.parametrize(
