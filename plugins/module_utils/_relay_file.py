@@ -71,8 +71,8 @@ class FilePeer:
 
     @property
     def plain(self) -> bool:
-        """Whether any WireGuard program could have it: at most one endpoint, of UDP, and nothing beside."""
-        return is_plain(self.endpoint) and not self.ways
+        """Whether it has at most one endpoint, of UDP."""
+        return is_plain(self.endpoint)
 
     def options(self) -> list[tuple[str, str]]:
         """What is written into the section, in this order."""

@@ -40,6 +40,7 @@ from ._relay_listeners import (
     LAYER_ETHERNET,
     LAYER_IP,
     MAC_AGEING_MAX_S,
+    MAC_AGEING_MIN_S,
     MAC_LIMIT_MAX,
     PORT_MAX,
     STORM_LIMIT_MAX,
@@ -196,7 +197,7 @@ def _layer(options: Options) -> Layer:
         options.flag("client_isolation", False),
         _count(options, "storm_limit", 0, STORM_LIMIT_MAX, DEFAULT_STORM_LIMIT),
         _count(options, "mac_limit", 1, MAC_LIMIT_MAX, DEFAULT_MAC_LIMIT),
-        _count(options, "mac_ageing", 1, MAC_AGEING_MAX_S, DEFAULT_MAC_AGEING_S),
+        _count(options, "mac_ageing", MAC_AGEING_MIN_S, MAC_AGEING_MAX_S, DEFAULT_MAC_AGEING_S),
     )
     if number == LAYER_IP and ethernet != Ethernet():
         names = {

@@ -16,7 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,9 +43,6 @@ class Ways:
     tls_pins: tuple[str, ...] = ()
     tls_server_name: str = ""
     frame_messages: bool = False
-
-    def __bool__(self) -> bool:
-        return self != Ways()
 
     def options(self) -> list[tuple[str, str]]:
         """What is written into a section ``[Peer]``, in this order."""
@@ -84,7 +81,8 @@ class Current:
     """What a running relay says of a peer's ways.
 
     :ivar endpoint: where packets go now, with its scheme; empty for nowhere.
-    :ivar state: of that way, in the relay's own word; empty for none.
+    :ivar state: ``preferred`` (the first of the list carries), ``fallback`` (a later one does) or ``trying``
+        (a handshake goes unanswered); empty for none.
     :ivar endpoints: the list it was told; empty for a peer with one plain UDP endpoint.
     """
 
@@ -123,7 +121,7 @@ def parse_ways(about: str) -> dict[str, Current]:
         words += [""] * 4
         now = found.get(peer, Current())
         if key == "way":
-            now = replace(now, endpoint=words[1], state=words[2], endpoints=_listed(words[3:]))
+            now = replace(now, endpoint=words[1], state=words[2], endpoints=listed(words[3]))
         elif key == "tls_pin":
             now = replace(now, ways=replace(now.ways, tls_pins=tuple(p for p in words[1].split(",") if p)))
         elif key == "tls_server_name":
@@ -132,11 +130,6 @@ def parse_ways(about: str) -> dict[str, Current]:
             now = replace(now, ways=replace(now.ways, frame_messages=words[1] == "on"))
         found[peer] = now
     return found
-
-
-def _listed(words: Iterable[str]) -> tuple[str, ...]:
-    """A list that is separated by commas, maybe by blanks, too."""
-    return tuple(normal(part) for word in words for part in word.split(",") if part)
 
 
 def _key(text: str) -> str:

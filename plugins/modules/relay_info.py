@@ -131,9 +131,11 @@ peers:
       sample: tls
     way_state:
       description:
-        - What the relay says of this way, V(null) for a peer that has no other (C(docs/transports.md)).
+        - V(preferred) if this is the first of RV(peers[].endpoints), V(fallback) for a later one, V(trying)
+          while a handshake goes unanswered (C(docs/transports.md)).
+        - V(null) for a peer that has one way of UDP.
       type: str
-      sample: null
+      sample: fallback
     endpoints:
       description: The peer's ways by preference, as the relay was told them, empty for one of plain UDP.
       type: list

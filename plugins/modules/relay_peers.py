@@ -131,12 +131,13 @@ options:
     default: 1000
   mac_limit:
     description:
-      - With O(layer=2), how many Ethernet addresses each peer may have.
+      - With O(layer=2), how many Ethernet addresses each peer may have, from 1 to 65536.
     type: int
     default: 1024
   mac_ageing:
     description:
-      - With O(layer=2), after how many seconds an address from which nothing came is forgotten.
+      - With O(layer=2), after how many seconds an address from which nothing came is forgotten, from 10 to
+        86400.
     type: int
     default: 300
   fwmark:

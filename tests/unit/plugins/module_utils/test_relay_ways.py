@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def told(*lines: str) -> Peer:
 
 
 ABOUT = (
-    f"way={HEX} {TLS} active {UDP},{TLS}",
+    f"way={HEX} {TLS} fallback {UDP},{TLS} {UDP} 42",
     f"frame_messages={HEX} on",
     f"tls_pin={HEX} {PIN}",
     f"tls_server_name={HEX} www.example.net",
@@ -125,7 +126,7 @@ def test_a_list_is_sent_once_and_names_are_left_to_the_relay() -> None:
     assert sorted(lines[1:]) == sorted(new)
     assert lines.index(f"tls_pin={PIN}") < lines.index(new[0]), "no endpoint of TLS is there without a pin"
     assert request(wanted, wanted, told(*ABOUT)) == []
-    roamed = told(f"way={HEX} tcp://203.0.113.9:5555 active {UDP},{TLS}", *ABOUT[1:])
+    roamed = told(f"way={HEX} tcp://203.0.113.9:5555 fallback {UDP},{TLS} - -", *ABOUT[1:])
     assert request(wanted, wanted, roamed) == []
 
 
@@ -156,6 +157,15 @@ def test_frame_messages_of_a_client_need_no_endpoint() -> None:
         "frame_messages=on",
     ]
     assert request(wanted, wanted, told(f"way={HEX} - - -", f"frame_messages={HEX} on")) == []
+
+
+def test_one_plain_endpoint_is_told_by_its_address_with_frame_messages_too() -> None:
+    """A relay has no list then, so it names none."""
+    wanted = spec_of({"public_key": A, "endpoint": UDP, "frame_messages": True})
+    lines = request(wanted, spec_of(), Peer(A))
+    assert lines[2:] == ["endpoint=198.51.100.1:51820", "frame_messages=on"]
+    running = replace(told(f"frame_messages={HEX} on"), endpoint="203.0.113.5:7")
+    assert request(wanted, wanted, running) == [], "it has roamed"
 
 
 def test_a_relay_of_layer_2_is_told_nothing_of_frame_messages() -> None:
@@ -228,7 +238,7 @@ def test_what_is_wrong_with_the_interface(params: dict[str, Any], option: str) -
 
 def test_what_a_relay_says_of_ways() -> None:
     ways = Ways((PIN,), "www.example.net", True)
-    assert parse_ways("\n".join(ABOUT)) == {A: Current(TLS, "active", (UDP, TLS), ways)}
+    assert parse_ways("\n".join(ABOUT)) == {A: Current(TLS, "fallback", (UDP, TLS), ways)}
     assert parse_ways(f"way={HEX} - waiting [2001:DB8:0::1]:1\nway=zz\nway=\nerrno=0") == {
         A: Current("", "waiting", ("[2001:db8::1]:1",))
     }
@@ -249,7 +259,7 @@ def test_the_module_relay_info_tells_it(monkeypatch: pytest.MonkeyPatch) -> None
     found = _relay_info.info({"name": "culvert0"})
     assert (found["layer"], found["listeners"]) == (2, [{"transport": "tcp", "port": 7}])
     first, second = found["peers"]
-    assert (first["way"], first["transport"], first["way_state"]) == (TLS, "tls", "active")
+    assert (first["way"], first["transport"], first["way_state"]) == (TLS, "tls", "fallback")
     assert (first["endpoints"], first["tls_pin"], first["frame_messages"]) == ([UDP, TLS], [PIN], True)
     assert (second["way"], second["transport"], second["way_state"]) == ("203.0.113.2:5", "udp", None)
     assert (second["endpoints"], second["tls_server_name"]) == ([], None)
