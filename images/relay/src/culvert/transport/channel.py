@@ -37,7 +37,8 @@ class Channel(Protocol):
 
     def send(self, buffers: Sequence[Buffer]) -> int:
         """Send what goes, in order; the number of bytes taken. Whoever was told to wait calls again with
-        buffers that begin with the same bytes.
+        buffers that begin with the same bytes, or with none as soon as the socket takes more, if
+        :attr:`wants_write`.
 
         :raises BlockingIOError: none go now.
         :raises OSError: the connection is broken.
@@ -45,7 +46,7 @@ class Channel(Protocol):
 
     @property
     def wants_write(self) -> bool:
-        """Whether handshake or reading waits until the socket takes bytes."""
+        """Whether something waits inside until the socket takes bytes."""
 
     @property
     def pending(self) -> bool:
@@ -57,8 +58,12 @@ class Channel(Protocol):
 class Visitor(Protocol):
     """Talks to somebody who does not speak as our peers do."""
 
-    def receive(self, data: bytes) -> tuple[bytes, bool]:
-        """What to answer to more bytes, and whether to hang up then."""
+    def receive(self, data: bytes) -> bytes:
+        """What to answer to more bytes; maybe nothing."""
+
+    @property
+    def done(self) -> bool:
+        """Whether to hang up once that is sent."""
 
 
 class Opener(Protocol):

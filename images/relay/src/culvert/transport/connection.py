@@ -1,0 +1,311 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One connection of the stream transport: what is left of an unfinished message, and what waits to be sent.
+
+Rules that hold in this file:
+
+1. Reading goes into memory of the caller's, the same for all connections; a connection keeps what does not
+   make a whole message, and nothing while it is idle.
+2. What waits to be sent is bounded, and what does not fit is dropped as whole messages: the stream stays one
+   of messages, and TCP inside it slows down as it does for any loss.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from ..batch import Buffer
+from ..endpoint import Endpoint
+from .framing import FIRST_BYTES, HEADER_BYTES, MAX_FIRST_BYTES, MAX_MESSAGE_BYTES, is_first, missing, split
+
+if TYPE_CHECKING:
+    from .channel import Channel, Visitor
+
+__all__ = ["ARENA_BYTES", "Alien", "Connection", "Ended", "State"]
+
+ARENA_BYTES = 1 << 20
+"""What a turn of all connections may fill."""
+MAX_WAITING_BYTES = 1 << 20
+# A path that takes longer than this for what waits is given no more: a queue is there for bursts.
+_MAX_WAIT_S = 0.2
+_SHORT_WAITING_BYTES = 128 * 1024
+# Handshakes, keepalives, acknowledgements: they are to arrive, however slow the path is.
+_SMALL_BYTES = 256
+_STRANGER_WAITING_BYTES = 4096
+_STRANGER_READ_BYTES = 512
+_BUFFERS_AT_ONCE = 1024
+# Less than this is not waited for: reading it is as cheap.
+_LOW_WATER_BYTES = 4096
+
+
+class Ended(OSError):
+    """The far end said that no more will come."""
+
+
+class Alien(Exception):
+    """The far end does not speak as peers of ours do."""
+
+
+class State(Enum):
+    """How far a connection is."""
+
+    CONNECTING = "waits for the far end to accept"
+    AGREEING = "shakes hands of the channel's own"
+    OPEN = "carries messages"
+    VISITED = "talks to somebody else than a peer"
+    CLOSED = "is no more"
+
+
+class Connection:
+    """One far end.
+
+    :param endpoint: an object of this connection's own, which everything received has.
+    :param dialled: we made it.
+    """
+
+    __slots__ = (
+        "_began",
+        "_first_s",
+        "_low_water",
+        "_queue",
+        "_rest",
+        "channel",
+        "dialled",
+        "dropped",
+        "endpoint",
+        "events",
+        "fd",
+        "noted_bytes",
+        "retire_s",
+        "sock",
+        "state",
+        "trusted",
+        "visitor",
+        "waiting_bytes",
+    )
+
+    def __init__(self, sock: socket.socket, endpoint: Endpoint, state: State, *, dialled: bool) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.endpoint = endpoint
+        self.state = state
+        self.dialled = dialled
+        self.trusted = False
+        "Something authentic came over it."
+        self.channel: Channel | None = None
+        self.visitor: Visitor | None = None
+        self.retire_s: float | None = None
+        "When it is closed, for its peer has another."
+        self.events = 0
+        "What it is registered for."
+        self.noted_bytes = 0
+        self.waiting_bytes = 0
+        self.dropped = 0
+        "Messages that were not sent since somebody last asked."
+        self._rest = b""
+        self._queue: deque[Buffer] = deque()
+        self._first_s = 0.0
+        self._began = False
+        self._low_water = 1
+
+    @property
+    def held_bytes(self) -> int:
+        """What is kept of a message that has not arrived whole."""
+        return len(self._rest)
+
+    @property
+    def wanted_events(self) -> int:
+        """What to wait for on the descriptor."""
+        if self.state is State.CONNECTING:
+            return select.EPOLLOUT
+        writes = self._queue and self.state is not State.AGREEING
+        if writes or (self.channel is not None and self.channel.wants_write):
+            return select.EPOLLIN | select.EPOLLOUT
+        return select.EPOLLIN
+
+    def close(self) -> None:
+        self.state = State.CLOSED
+        self._queue.clear()
+        self._rest = b""
+        if self.channel is not None:
+            self.channel.close()
+        else:
+            self.sock.close()
+
+    # --- Beginning ------------------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        """The kernel is done connecting. :raises OSError: it could not."""
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+        self.state = State.AGREEING
+
+    def agree(self) -> bool:
+        """Go on with the channel's handshake; whether messages can be carried now. :raises OSError: never."""
+        if self.channel is None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        if not self.channel.handshake():
+            return False
+        self.state = State.OPEN
+        return True
+
+    # --- Reading --------------------------------------------------------------------------------------------
+
+    def read(self, arena: memoryview) -> tuple[list[memoryview], int]:
+        """Whole messages, in ``arena``, and how much of it is in use by them.
+
+        :raises BlockingIOError: there is nothing.
+        :raises OSError: it is over; :class:`Ended` where the far end says so.
+        """
+        rest, channel = self._rest, self.channel
+        if channel is None:
+            raise BlockingIOError
+        start = len(rest)
+        if start:
+            arena[:start] = rest
+        end = start + self._fill(channel, arena[start:])
+        messages, stop = split(arena[:end])
+        if stop < end:
+            self._rest = bytes(arena[stop:end])
+            self._await(missing(self._rest))
+        elif start:
+            self._rest = b""
+            self._await(1)
+        return messages, stop
+
+    def _await(self, count: int) -> None:
+        """Be told of no fewer bytes than make the message whole: each time a part of it is read, all that was
+        there before is moved.
+        """
+        if self.endpoint.scheme != "tcp":
+            return
+        count = count if count >= _LOW_WATER_BYTES else 1
+        if count != self._low_water:
+            self._low_water = count
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+
+    @staticmethod
+    def _fill(channel: Channel, buffer: memoryview) -> int:
+        count = channel.receive_into(buffer)
+        if not count:
+            raise Ended
+        return count
+
+    def read_stranger(
+        self, arena: memoryview, recognises: Callable[[bytes], bool] | None = None
+    ) -> list[memoryview]:
+        """As :meth:`read` for one who may be anybody: a little at a time, and no long messages.
+
+        :param recognises: where it is given, the first message has to be there at once and to please it.
+        :raises Alien: he is no peer of ours. What he sent so far is :meth:`heard`.
+        """
+        rest, channel = self._rest, self.channel
+        if channel is None:
+            raise BlockingIOError
+        start = len(rest)
+        arena[:start] = rest
+        room = len(arena) if recognises else start + max(_STRANGER_READ_BYTES, missing(rest))
+        end = start + self._fill(channel, arena[start:room])
+        messages, stop = split(arena[:end])
+        if not self._began:
+            self._began = end >= FIRST_BYTES
+            known = is_first(arena[:end])
+            if recognises is not None:
+                known = known and bool(messages) and recognises(bytes(messages[0]))
+            if not known:
+                self._rest = bytes(arena[:end])
+                raise Alien
+        self._rest = bytes(arena[stop:end])
+        if len(self._rest) + missing(self._rest) > HEADER_BYTES + MAX_FIRST_BYTES:
+            raise Alien
+        return messages
+
+    def read_visitor(self, arena: memoryview) -> bytes:
+        """Bytes of one who talks to somebody else than a peer. :raises OSError: as :meth:`read`."""
+        if self.channel is None:
+            raise BlockingIOError
+        return bytes(arena[: self._fill(self.channel, arena)])
+
+    def heard(self) -> bytes:
+        """What was read and not understood; it is the caller's from now on."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+    # --- Writing --------------------------------------------------------------------------------------------
+
+    def put(self, buffers: list[Buffer], now: float) -> None:
+        """Let messages wait to be sent: lengths and messages in turn, as :func:`framing.framed` made them."""
+        if self.state is State.VISITED:
+            return
+        queue, waiting = self._queue, self.waiting_bytes
+        most = self._room(now)
+        first = not self._began and self.dialled
+        for place in range(0, len(buffers), 2):
+            header, message = buffers[place], buffers[place + 1]
+            size = len(message)
+            if (
+                waiting + size > (MAX_WAITING_BYTES if size <= _SMALL_BYTES and self.trusted else most)
+                or (first and size > MAX_FIRST_BYTES)
+                or size > MAX_MESSAGE_BYTES
+            ):
+                self.dropped += 1
+                continue
+            if not queue:
+                self._first_s = now
+            first = False
+            if self.dialled:
+                self._began = True
+            queue += (header, message)
+            waiting += HEADER_BYTES + size
+        self.waiting_bytes = waiting
+
+    def _room(self, now: float) -> int:
+        if not self.trusted and not self.dialled:
+            return _STRANGER_WAITING_BYTES
+        if self.state is not State.OPEN or (self._queue and now - self._first_s > _MAX_WAIT_S):
+            return _SHORT_WAITING_BYTES
+        return MAX_WAITING_BYTES
+
+    def say(self, answer: bytes) -> None:
+        """Let bytes wait that are no message."""
+        if answer:
+            self._queue.append(answer)
+            self.waiting_bytes += len(answer)
+
+    def flush(self, now: float) -> None:
+        """Send what goes. :raises OSError: the connection is broken."""
+        queue, channel = self._queue, self.channel
+        if channel is None or self.state not in (State.OPEN, State.VISITED):
+            return
+        try:
+            if channel.wants_write:
+                channel.send(())
+            while queue:
+                buffers = list(queue) if len(queue) <= _BUFFERS_AT_ONCE else list(islice(queue, _BUFFERS_AT_ONCE))
+                taken = channel.send(buffers)
+                if taken:
+                    self._sent(taken)
+                    self._first_s = now
+        except BlockingIOError:
+            pass
+
+    def _sent(self, taken: int) -> None:
+        queue = self._queue
+        self.waiting_bytes -= taken
+        while taken:
+            head = queue[0]
+            size = len(head)
+            if taken < size:
+                queue[0] = memoryview(head)[taken:]
+                return
+            queue.popleft()
+            taken -= size
