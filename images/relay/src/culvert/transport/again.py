@@ -1,6 +1,6 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Connections that have more for us than the kernel shows: what makes an epoll descriptor readable for them."""
+"""Connections that have more for us than the kernel shows, and an event that says so."""
 
 from __future__ import annotations
 

@@ -126,6 +126,9 @@ class Connection:
         """What to wait for on the descriptor."""
         if self.state is State.CONNECTING:
             return select.EPOLLOUT
+        if self.state is State.VISITED and self.waiting_bytes:
+            # One answer after the other.
+            return select.EPOLLOUT
         writes = self._queue and self.state is not State.AGREEING
         if writes or (self.channel is not None and self.channel.wants_write):
             return select.EPOLLIN | select.EPOLLOUT
@@ -290,7 +293,9 @@ class Connection:
             if channel.wants_write:
                 channel.send(())
             while queue:
-                buffers = list(queue) if len(queue) <= _BUFFERS_AT_ONCE else list(islice(queue, _BUFFERS_AT_ONCE))
+                buffers = (
+                    list(queue) if len(queue) <= _BUFFERS_AT_ONCE else list(islice(queue, _BUFFERS_AT_ONCE))
+                )
                 taken = channel.send(buffers)
                 if taken:
                     self._sent(taken)

@@ -1,6 +1,7 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Messages on a stream of bytes: a 16-bit big-endian length, then so many bytes, as udp-over-tcp tools have it.
+"""Messages on a stream of bytes: a 16-bit big-endian length, then so many bytes, as tools that carry UDP over
+TCP have it.
 
 Knows no socket: bytes in, messages out, and the other way round.
 """
@@ -19,6 +20,7 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "framed",
     "is_first",
+    "missing",
     "split",
 ]
 

@@ -19,7 +19,7 @@ _MARK = struct.Struct("=I")
 # What the kernel takes beyond what is on its way: it waits behind that, and not where it could be dropped.
 _NOT_SENT_BYTES = 256 * 1024
 # The far end is gone if it says nothing for so long, asked or not.
-_SILENT_MS = 30_000
+_SILENT_MS = 10_000
 _ASK_AFTER_S = 45
 _ASK_EVERY_S = 10
 _BACKLOG = 1024

@@ -19,7 +19,7 @@ from ..batch import Received
 from ..endpoint import Endpoint
 from .again import Again
 from .channel import Opener
-from .connection import Alien, Connection, State
+from .connection import Alien, Connection, Ended, State
 from .framing import HEADER_BYTES, MAX_FIRST_BYTES
 from .listening import Listener, Listeners, close
 from .strangers import Strangers
@@ -168,7 +168,7 @@ class Reception:
         ready = self._epoll.poll(0, _STRANGERS_AT_ONCE)
         if any(fd == self._again.fileno() for fd, _ in ready):
             again = [(connection.fd, _IN) for connection in self._again.take()]
-            ready = (again + [entry for entry in ready if entry[0] != self._again.fileno()])
+            ready = again + [entry for entry in ready if entry[0] != self._again.fileno()]
             for fd, _ in ready[_STRANGERS_AT_ONCE:]:
                 one = self._by_fd.get(fd)
                 if isinstance(one, Connection):
@@ -195,10 +195,13 @@ class Reception:
                 connection.agree()
             elif events & _OUT:
                 connection.flush(now)
-            if connection.state is State.OPEN:
+            if connection.state is State.AGREEING:
+                pass
+            elif connection.state is State.OPEN:
                 self._listen_to(connection, arena, received, now)
-            elif connection.state is State.VISITED and not connection.waiting_bytes:
-                self._talk(connection, connection.read_visitor(arena), now)
+            elif not connection.waiting_bytes:
+                done = connection.visitor is not None and connection.visitor.done
+                self._talk(connection, b"" if done else connection.read_visitor(arena), now)
         except BlockingIOError:
             pass
         except OSError:
@@ -234,6 +237,8 @@ class Reception:
             raise ConnectionAbortedError
         connection.say(visitor.receive(data))
         connection.flush(now)
+        if visitor.done and not connection.wanted_events & _OUT:
+            raise Ended
 
     # --- Time -----------------------------------------------------------------------------------------------
 
