@@ -21,7 +21,7 @@ from unittest import mock
 import pytest
 
 import relay_fuzz_batch
-from culvert import agree, config, ip
+from culvert import agree, certificate, config, ip
 from culvert.about import read_about
 from culvert.batch import Buffer, Received
 from culvert.capture_filter import EVERYTHING, parse_filter
@@ -43,6 +43,7 @@ from culvert.testing import Host, World
 from culvert.transport.memory import MemoryNetwork
 from culvert.tun import MemoryTun
 from culvert.usage import UsageBook
+from culvert.website import MAX_REQUESTS, Visit
 
 CORPUS = Path(__file__).parent / "corpus"
 THIEF = Endpoint("203.0.113.66", 666)
@@ -172,7 +173,10 @@ def parsed(text: str) -> config.Config | ConfigError:
 def configuration(data: bytes) -> None:
     """A configuration file: refused with one line that says where, or loaded, and then it is no change."""
     text = data.decode("utf-8", "replace")
-    with mock.patch.object(config, "open", _no_file, create=True):
+    with (
+        mock.patch.object(config, "open", _no_file, create=True),
+        mock.patch.object(certificate, "open", _no_file, create=True),
+    ):
         wanted = parsed(text)
     if isinstance(wanted, ConfigError):
         assert "\n" not in str(wanted)
@@ -268,6 +272,25 @@ def responder_requests(data: bytes) -> None:
         assert udp_reply(reply) is None, "two responders would answer each other for ever"
 
 
+def website(data: bytes) -> None:
+    """What a visitor of the TLS port says: the answers are the same in whichever pieces it comes."""
+    whole, is_over = Visit(lambda: 0.0).receive(data)
+    assert len(whole) <= 1000 * MAX_REQUESTS
+    visit, answers = Visit(lambda: 0.0), b""
+    for start in range(0, len(data), 7):
+        answer, hangs_up = visit.receive(data[start : start + 7])
+        answers += answer
+        if hangs_up:
+            break
+    assert (answers, hangs_up if data else False) == (whole, is_over)
+
+
+def certificates(data: bytes) -> None:
+    """What a server shows as its certificate: it has the pin or not, and that is all that comes of it."""
+    assert not certificate.is_pinned(data, (bytes(32),))
+    assert not certificate.is_pinned(data, ())
+
+
 def agreements(data: bytes) -> None:
     """Whatever is taken is written in one way, and its id is of what it says."""
     with contextlib.suppress(CulvertError):
@@ -322,6 +345,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "usage_file": usage_file,
     "responder_requests": responder_requests,
     "seal": lambda data: relay_fuzz_batch.seal(pieces(data)),
+    "website": website,
+    "certificates": certificates,
     "agreements": agreements,
     "handover": handover,
     "open": lambda data: relay_fuzz_batch.open_(pieces(data)),

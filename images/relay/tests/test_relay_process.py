@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -285,6 +286,22 @@ def test_run_drops_everything_but_net_admin(configured: Path) -> None:
     assert query("cvtun0", str(configured / "run"))["listen_port"] == 51820
     assert command.stop() == 0
     assert encode_base64(bytes(range(32))) not in command.log.read_text()
+
+
+@needs_root
+@pytest.mark.parametrize(("port", "kept"), [(443, True), (1023, True), (1024, False), (51820, False)])
+def test_low_ports_are_kept_where_one_is_needed(configured: Path, port: int, kept: bool) -> None:
+    """And only there: CAP_NET_BIND_SERVICE is number 10."""
+    os.chown(configured / "key", 51820, 51820)
+    path = configured / "wg.conf"
+    path.write_text(path.read_text().replace("51820", str(port)))
+    command = Command(configured, "--config", str(path), "--user", "51820")
+    command.wait_for(f"ready: UDP port {port}")
+    status = Path(f"/proc/{command.process.pid}/status").read_text()
+    for kind in ("CapEff", "CapPrm"):
+        (mask,) = re.findall(rf"{kind}:\t(\w+)", status)
+        assert int(mask, 16) == 1 << 12 | kept << 10
+    assert command.stop() == 0
 
 
 @needs_root

@@ -18,6 +18,7 @@ from .capture_command import capture
 from .capture_filter import CaptureFilter, parse_filter
 from .choose import BATCHES
 from .config import load_config, parse_prefix
+from .constants import CERTIFICATE_DAYS, CERTIFICATE_MAX_DAYS
 from .control import DEFAULT_DIRECTORY
 from .errors import ConfigError, CulvertError
 from .handover import NotTaken
@@ -105,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_capture(commands.add_parser("capture", help="write what crosses the device as pcap, while it runs"))
 
+    _add_certificate(commands.add_parser("certificate", help="make a key and a certificate for ListenTLS"))
+
     _add_respond(commands.add_parser("respond", help="answer those who test a tunnel, from inside it"))
 
     command = commands.add_parser(
@@ -184,6 +187,25 @@ def _add_respond(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--user", metavar="UID[:GID]", help="become this user first")
     command.set_defaults(command=_respond)
+
+
+def _add_certificate(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "See that a folder holds key.pem (0600) and a self-signed certificate.pem of it. What is good stays; "
+        "a certificate that expires within 30 days is made anew for the same key, so that its pin stays. "
+        "Prints one line of JSON: pin, expires_at, changed."
+    )
+    command.add_argument("--directory", metavar="DIR", required=True, help="made (0700) if need be")
+    command.add_argument(
+        "--name", metavar="CN", help="the host name or address that it names (default: as before, localhost)"
+    )
+    command.add_argument(
+        "--days",
+        metavar="N",
+        type=_up_to(CERTIFICATE_MAX_DAYS),
+        help=f"how long it lasts (default {CERTIFICATE_DAYS})",
+    )
+    command.set_defaults(command=_certificate)
 
 
 def _filter(text: str) -> CaptureFilter:
@@ -290,6 +312,18 @@ def _respond(options: argparse.Namespace) -> int:
     if not options.port:
         raise CulvertError("respond: --port 0 is no port")
     return respond(RespondOptions(listen, options.port, allow, options.user))
+
+
+def _certificate(options: argparse.Namespace) -> int:
+    from .certificate import make
+
+    if options.days == 0:
+        raise CulvertError("certificate: --days 0 is no time")
+    harden()
+    made = make(options.directory, options.name, options.days)
+    expires_at = made.expires_at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    print(json.dumps({"pin": made.pin, "expires_at": expires_at, "changed": made.changed}))
+    return 0
 
 
 def _agree(options: argparse.Namespace) -> int:

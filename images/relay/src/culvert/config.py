@@ -16,6 +16,7 @@ from typing import Any
 from .allowedips import Network
 from .choose import parse_batch
 from .config_identities import BadPeer, settled
+from .config_tls import BadListener, TlsListener, read_alpn, read_listen_port, tls_listener
 from .config_values import (
     parse_prefix,
     read_endpoints,
@@ -32,6 +33,7 @@ from .config_values import (
     read_switch,
 )
 from .constants import (
+    DEFAULT_ALPN,
     FAILOVER_RETURN_RANGE_S,
     FAILOVER_RETURN_S,
     FAILOVER_TIMEOUT_RANGE_S,
@@ -99,6 +101,9 @@ class Config:
     listen_port: int | None = None
     fwmark: int = 0
     mtu_bytes: int | None = None
+    tls_listener: TlsListener | None = field(default=None, repr=False, compare=False)
+    tls_alpn: tuple[str, ...] = DEFAULT_ALPN
+    "What connections of TLS that we open say they want to speak."
     batch: str | None = None
     "What seals and opens packets (:func:`~culvert.choose.choose_batch`); None where the file does not say."
     disable_offloads: frozenset[str] | None = None
@@ -114,6 +119,12 @@ class Config:
     events_syslog: str | None = None
     "Path of the datagram socket that they are sent to."
     peers: tuple[PeerConfig, ...] = ()
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The ports that it listens on; 0 for one of the kernel's choice."""
+        tls = () if self.tls_listener is None else (self.tls_listener.port,)
+        return (self.listen_port or 0, *tls)
 
 
 def load_config(path: str) -> Config:
@@ -148,6 +159,10 @@ _INTERFACE: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "alternateprivatekey": ("AlternatePrivateKey", decode_base64),
     "alternateprivatekeyfile": ("AlternatePrivateKeyFile", None),
     "listenport": ("ListenPort", read_port),
+    "listentls": ("ListenTLS", read_listen_port),
+    "tlscertificatefile": ("TLSCertificateFile", str),
+    "tlsprivatekeyfile": ("TLSPrivateKeyFile", str),
+    "tlsalpn": ("TLSAlpn", read_alpn),
     "fwmark": ("FwMark", read_fwmark),
     "mtu": ("MTU", read_mtu),
     "batch": ("Batch", parse_batch),
@@ -321,6 +336,8 @@ class _Parser:
             listen_port=values.get("listenport"),
             fwmark=values.get("fwmark", 0),
             mtu_bytes=values.get("mtu"),
+            tls_listener=self._tls_listener(interface),
+            tls_alpn=values.get("tlsalpn", DEFAULT_ALPN),
             batch=values.get("batch"),
             disable_offloads=values.get("disableoffloads"),
             failover_allowed_ips=shared,
@@ -331,6 +348,12 @@ class _Parser:
             events_syslog=values.get("eventssyslog"),
             peers=tuple(peers),
         )
+
+    def _tls_listener(self, interface: _Section) -> TlsListener | None:
+        try:
+            return tls_listener(interface.values, os.path.dirname(self._path))
+        except BadListener as error:
+            raise self._error(interface.lines[error.option], str(error)) from None
 
     def _one_key(self, section: _Section, plain: str, in_file: str) -> bytes | None:
         if plain in section.values and in_file in section.values:

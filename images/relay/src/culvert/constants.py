@@ -93,3 +93,11 @@ MAX_DATAGRAM_BYTES = 65535
 HANDOVER_FORMAT = 1
 # After a handover that failed, for so long none is offered.
 NO_HANDOVER_S = 60.0
+
+# --- TLS (culvert.transport.tls, culvert.certificate) -------------------------------------------------------
+
+# What the ends of a connection say they want to speak (RFC 7301): what every web server speaks.
+DEFAULT_ALPN = ("http/1.1",)
+# How long a certificate of our own lasts, in days: as long as Debian's. Clients go by its pin.
+CERTIFICATE_DAYS = 3650
+CERTIFICATE_MAX_DAYS = 36500

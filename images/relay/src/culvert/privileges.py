@@ -1,24 +1,31 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Giving up root: another user, one capability, no core dumps (capabilities(7), prctl(2))."""
+"""Giving up root: another user, one capability or two, no core dumps (capabilities(7), prctl(2))."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import pwd
 import resource
 import struct
+from collections.abc import Iterable
 
 from .errors import CulvertError
 
-__all__ = ["drop_to", "harden", "parse_user"]
+__all__ = ["drop_to", "harden", "keep_low_ports", "parse_user"]
 
 _PR_SET_DUMPABLE = 4
 _PR_SET_KEEPCAPS = 8
 _PR_SET_NO_NEW_PRIVS = 38
+_CAP_NET_BIND_SERVICE = 10
 _CAP_NET_ADMIN = 12
 _CAPABILITY_VERSION_3 = 0x20080522
+
+# Ports below this one take CAP_NET_BIND_SERVICE, unless the host has it otherwise (ip(7)).
+_FIRST_FREE_PORT = 1024
+_FIRST_FREE_PORT_FILE = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -78,14 +85,14 @@ def harden() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def drop_to(uid: int, gid: int, *, keep_net_admin: bool = True) -> None:
-    """Become ``uid``:``gid`` for good, with CAP_NET_ADMIN (if it was there and is to be kept), and nothing
-    else.
+def drop_to(uid: int, gid: int, *, keep_network: bool = True) -> None:
+    """Become ``uid``:``gid`` for good, with CAP_NET_ADMIN and CAP_NET_BIND_SERVICE (if they were there and
+    are to be kept), and nothing else. Once it is known which ports are needed: :func:`keep_low_ports`.
 
     :raises CulvertError: the kernel refuses; the process must end then.
     """
     try:
-        kept = _permitted() & (1 << _CAP_NET_ADMIN) if keep_net_admin else 0
+        kept = _permitted() & (1 << _CAP_NET_ADMIN | 1 << _CAP_NET_BIND_SERVICE) if keep_network else 0
         if os.getuid() != uid or os.getgid() != gid or os.geteuid() != uid:
             # Without KEEPCAPS the change of user would empty the permitted set.
             _prctl(_PR_SET_KEEPCAPS, 1)
@@ -100,3 +107,19 @@ def drop_to(uid: int, gid: int, *, keep_net_admin: bool = True) -> None:
         raise CulvertError(f"--user {uid}:{gid}: {error.strerror} (needs SETUID and SETGID)") from None
     if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid):
         raise CulvertError(f"--user {uid}:{gid}: the change of user did not take")
+
+
+def keep_low_ports(ports: Iterable[int]) -> None:
+    """After :func:`drop_to`: give CAP_NET_BIND_SERVICE up too, for good, unless one of these ports takes it.
+
+    :raises CulvertError: the kernel refuses.
+    """
+    first = _FIRST_FREE_PORT
+    with contextlib.suppress(OSError, ValueError), open(_FIRST_FREE_PORT_FILE, encoding="ascii") as file:
+        first = int(file.read())
+    if any(0 < port < first for port in ports):
+        return
+    try:
+        _set_capabilities(_permitted() & ~(1 << _CAP_NET_BIND_SERVICE))
+    except OSError as error:
+        raise CulvertError(f"CAP_NET_BIND_SERVICE cannot be given up: {error.strerror}") from None

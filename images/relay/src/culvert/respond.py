@@ -76,7 +76,7 @@ def respond(options: RespondOptions) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. :raises CulvertError: the start failed."""
     harden()
     uid, gid = parse_user(options.user) if options.user is not None else (os.getuid(), os.getgid())
-    drop_to(uid, gid, keep_net_admin=False)
+    drop_to(uid, gid, keep_network=False)
     return asyncio.run(_serve(options))
 
 

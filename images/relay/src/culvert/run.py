@@ -32,7 +32,7 @@ from .handover_state import restore_state
 from .loop import Loop
 from .offloads import format_offloads
 from .predecessor import find, read_endpoints
-from .privileges import drop_to, harden, parse_user
+from .privileges import drop_to, harden, keep_low_ports, parse_user
 from .relay import Relay
 from .transport.udp import UdpTransport
 from .tun import LinuxTun, TunOptions
@@ -150,7 +150,10 @@ def _become(options: RunOptions, user: tuple[int, int] | None) -> tuple[str | No
     if user is not None:
         drop_to(*user)
     path = None if options.config is None else os.path.abspath(options.config)
-    return path, None if path is None else _load(path)
+    config = None if path is None else _load(path)
+    if user is not None:
+        keep_low_ports(() if config is None else config.ports)
+    return path, config
 
 
 class _Parts:
