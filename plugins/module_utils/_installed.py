@@ -24,7 +24,6 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _netlink
 from ._core import Change, HostError, PlainBackend, Plan, Runner
 from ._files import read_text, remove_file, write_text
 from ._starters import HEADER, SCRIPT_PATH, SERVICE, UNITS, init_system, starters
@@ -93,7 +92,10 @@ def _source(name: str) -> str:
 
 def _starter() -> str:
     """Isolated mode does not look where the module found its library when that is a user's own folder."""
-    library = _netlink.pyroute2_folder()
+    # Its library takes longer to load than most modules that know this file take for all that they do.
+    from ._netlink import pyroute2_folder
+
+    library = pyroute2_folder()
     lines = [
         '"""Starts the part of culvert.vpn that lives on this host."""',
         "import os",
