@@ -274,15 +274,15 @@ def responder_requests(data: bytes) -> None:
 
 def website(data: bytes) -> None:
     """What a visitor of the TLS port says: the answers are the same in whichever pieces it comes."""
-    whole, is_over = Visit(lambda: 0.0).receive(data)
+    once = Visit(lambda: 0.0)
+    whole = once.receive(data)
     assert len(whole) <= 1000 * MAX_REQUESTS
     visit, answers = Visit(lambda: 0.0), b""
     for start in range(0, len(data), 7):
-        answer, hangs_up = visit.receive(data[start : start + 7])
-        answers += answer
-        if hangs_up:
+        answers += visit.receive(data[start : start + 7])
+        if visit.done:
             break
-    assert (answers, hangs_up if data else False) == (whole, is_over)
+    assert (answers, visit.done) == (whole, once.done)
 
 
 def certificates(data: bytes) -> None:

@@ -47,6 +47,28 @@ def test_a_packet_makes_its_session(world: World, preshared: bytes) -> None:
         assert len(host.events_of(EventKind.HANDSHAKE_COMPLETED)) == 1
 
 
+def test_messages_for_us_are_told_from_others(world: World) -> None:
+    """Before anything is done for them: what a TLS port's visitor may send is no message of ours."""
+    one, two = world.pair()
+    one.send(one.packet(two))
+    world.settle()
+    two.send(two.packet(one))
+    world.settle()
+    stranger = world.host()
+    for flight in world.seen:
+        target, source = (one, two) if flight.target == one.endpoint else (two, one)
+        assert target.device.recognises(flight.data)
+        assert not source.device.recognises(flight.data)
+        assert not stranger.device.recognises(flight.data)
+        assert not target.device.recognises(flight.data[:4])
+        assert flight.kind == DATA or not target.device.recognises(flight.data[:-1])
+    initiation = next(flight.data for flight in world.seen if flight.kind == INITIATION)
+    for place in (10, len(initiation) - 20):
+        changed = bytearray(initiation)
+        changed[place] ^= 1
+        assert not two.device.recognises(bytes(changed))
+
+
 def test_both_families_and_the_empty_payload(world: World) -> None:
     one, two = world.pair()
     packets = [

@@ -400,6 +400,6 @@ def test_an_opener(server: Server, sockets: tuple[socket.socket, socket.socket])
     accepted = opener.accepted(sockets[1])
     shake(client, accepted)
     assert accepted.alpn == "http/1.1"
-    answer, is_over = opener.visitor().receive(b"nonsense\0")
-    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
-    assert is_over
+    visitor = opener.visitor()
+    assert visitor.receive(b"nonsense\0").startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert visitor.done

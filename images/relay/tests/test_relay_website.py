@@ -32,12 +32,13 @@ class Answer:
 
 
 def answers(data: bytes, *methods: str) -> tuple[list[Answer], bool]:
-    written, is_over = Visit(lambda: 1.7e9).receive(data)
+    visit = Visit(lambda: 1.7e9)
+    written = visit.receive(data)
     file = io.BytesIO(written)
     found: list[Answer] = []
     while file.tell() < len(written):
         found.append(Answer(file, methods[len(found)] if methods else "GET"))
-    return found, is_over
+    return found, visit.done
 
 
 def only(data: bytes, method: str = "GET") -> tuple[Answer, bool]:
@@ -136,17 +137,16 @@ def test_requests_in_pieces_and_one_after_the_other(chunk: int) -> None:
     data = GET + b"\r\n" + post + GET
     visit, written = Visit(), b""
     for start in range(0, len(data), chunk):
-        answer, is_over = visit.receive(data[start : start + chunk])
-        written += answer
-        assert not is_over
+        written += visit.receive(data[start : start + chunk])
+        assert not visit.done
     assert re.findall(rb"HTTP/1.1 (\d+)", written) == [b"200", b"405", b"200"]
 
 
 def test_nothing_is_said_before_a_request_is_whole() -> None:
     visit = Visit()
     for part in (b"GE", b"T ", b"/ HT", b"TP/1.1\r\nHost: x", b"\r\n"):
-        assert visit.receive(part) == (b"", False)
-    assert visit.receive(b"\r\n")[0].startswith(b"HTTP/1.1 200")
+        assert visit.receive(part) == b""
+    assert visit.receive(b"\r\n").startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,10 @@ def test_who_hangs_up(version: str, connection: str, is_over: bool) -> None:
 
 
 def test_http_0_9_is_the_page_alone() -> None:
-    written, is_over = Visit().receive(b"GET /\r\n")
+    visit = Visit()
+    written = visit.receive(b"GET /\r\n")
     assert written.startswith(b"<!DOCTYPE html>")
-    assert is_over
+    assert visit.done
 
 
 def test_what_is_known_is_not_sent_again() -> None:
@@ -176,23 +177,23 @@ def test_what_is_known_is_not_sent_again() -> None:
 
 def test_a_connection_takes_so_many_requests_and_keeps_so_much() -> None:
     visit = Visit()
-    written, is_over = visit.receive(GET * 1000)
-    assert is_over
+    written = visit.receive(GET * 1000)
+    assert visit.done
     assert written.count(b"HTTP/1.1 200") == MAX_REQUESTS
     assert written.count(b"Connection: close") == 1
     for part in (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"x: y\r\n" * 5000, b"X" * 8191, b"\n" * 100_000):
         visit = Visit()
-        assert visit.receive(part) == (b"", False)
+        assert visit.receive(part) == b""
         assert len(visit._data) <= 32768
     # A body is not kept.
     visit.receive(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
     for _ in range(100):
-        assert visit.receive(bytes(10_000)) == (b"", False)
+        assert visit.receive(bytes(10_000)) == b""
         assert not visit._data
-    assert visit.receive(GET)[0].startswith(b"HTTP/1.1 200")
+    assert visit.receive(GET).startswith(b"HTTP/1.1 200")
 
 
 def test_nothing_tells_of_us() -> None:
     for data in (GET, b"\0", b"PUT / HTTP/1.0\r\n\r\n", b"GET /x HTTP/1.0\r\n\r\n"):
-        written, _ = Visit().receive(data)
+        written = Visit().receive(data)
         assert not re.search(rb"culvert|wireguard|vpn|tunnel|python", written, re.IGNORECASE)

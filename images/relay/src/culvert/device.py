@@ -79,6 +79,7 @@ class Device:
         self.succession = Succession(self._context, self.failover)
         "Peers that take over from others."
         self._handshakes = HandshakePlane(self._context, self._peers)
+        self.recognises = self._handshakes.recognises
         self._icmp = TokenBucket(ICMP_RATE_PER_S, ICMP_BURST, 0.0)
         self._unreachable: dict[Endpoint, float] = {}
 

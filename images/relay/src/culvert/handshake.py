@@ -55,6 +55,20 @@ class HandshakePlane:
         ours = [identity.public for identity in self._identities()]
         self.checkers = {public: self.checkers.get(public) or MacChecker(public) for public in ours}
 
+    def recognises(self, message: bytes) -> bool:
+        """Whether a message of one of our types is from one who knows our public key, or a session of ours:
+        what others send may as well be for somebody else.
+        """
+        kind, size, context = message[0] if message else 0, len(message), self._context
+        if kind in (TYPE_INITIATION, TYPE_RESPONSE):
+            if size != (INITIATION_BYTES if kind == TYPE_INITIATION else RESPONSE_BYTES):
+                return False
+            return True in [self.checkers[one.public].check_mac1(message) for one in self._identities()]
+        receiver = int.from_bytes(message[4:8], "little")
+        if kind == TYPE_COOKIE_REPLY and size != COOKIE_REPLY_BYTES:
+            return False
+        return receiver in context.keypairs or (kind == TYPE_COOKIE_REPLY and receiver in context.handshakes)
+
     def receive(self, data: bytes, endpoint: Endpoint, now: float) -> None:
         """One datagram from ``endpoint``."""
         try:

@@ -110,8 +110,13 @@ class Visit:
         self._requests = 0
         self._is_over = False
 
-    def receive(self, data: bytes) -> tuple[bytes, bool]:
-        """What to answer to more bytes, and whether to hang up then. At most 32 KiB are kept."""
+    @property
+    def done(self) -> bool:
+        """Whether to hang up once what was answered is sent."""
+        return self._is_over
+
+    def receive(self, data: bytes) -> bytes:
+        """What to answer to more bytes; maybe nothing. At most 32 KiB are kept."""
         self._data += data
         answers = bytearray()
         while not self._is_over and self._skip_body():
@@ -124,7 +129,7 @@ class Visit:
                 answers += self._refusal(error.status, False, b"GET")
         if self._is_over:
             self._data.clear()
-        return bytes(answers), self._is_over
+        return bytes(answers)
 
     # --- Requests -------------------------------------------------------------------------------------------
 
