@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from culvert import tun as tun_module
+from culvert import tun_device as tun_module
 from culvert.frame import (
     GSO_UDP_L4,
     NEEDS_CSUM,
@@ -18,7 +18,7 @@ from culvert.frame import (
 from culvert.offloads import TSO, USO
 from culvert.segment import cut
 from culvert.testing import udp_packet
-from culvert.tun import Tun
+from culvert.tun_device import Tun
 from relay_kernel import ip
 
 ALL = frozenset((TSO, USO))

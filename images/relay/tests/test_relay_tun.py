@@ -25,7 +25,8 @@ from culvert.frame import (
 from culvert.linkwatch import LinkWatch
 from culvert.offloads import TSO, USO
 from culvert.testing import udp_packet
-from culvert.tun import DeviceGone, LinuxTun, MemoryTun, Tun, TunOptions, check_name
+from culvert.tun import LinuxTun, MemoryTun
+from culvert.tun_device import DeviceGone, Tun, TunOptions, check_name
 from relay_kernel import in_new_namespace, ip, needs_root, until
 from relay_tun import (
     ALL,

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from culvert import tun as tun_module
+from culvert import tun_device as tun_module
 from culvert.batch import Buffer
 from culvert.calls import Calls
 from culvert.frame import (
@@ -40,7 +40,8 @@ from culvert.frame import (
 )
 from culvert.offloads import TSO, USO
 from culvert.segment import cut
-from culvert.tun import LinuxTun, TunOptions
+from culvert.tun import LinuxTun
+from culvert.tun_device import TunOptions
 from relay_kernel import in_new_namespace, needs_root
 from relay_tun import (
     ALL,

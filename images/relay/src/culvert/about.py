@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
+from .about_layer2 import layer2_lines, read_layer
 from .allowedips import Network
 from .device import Device
 from .keys import encode_base64
+from .layer2 import Layer2State
 from .limiter import LimitState
 from .offloads import format_offloads
 from .rejections import Rejection
@@ -83,6 +85,7 @@ def format_about(
     group: GroupState | None = None,
     limits: Iterable[LimitState] = (),
     bonds: Sequence[str] = (),
+    layer2: Layer2State | None = None,
 ) -> str:
     """How a process moves packets (what seals them, the kernel's offloads in effect), what it refused, the
     captures that run, which of several servers it uses, and how peers are limited.
@@ -90,6 +93,7 @@ def format_about(
     :param bonds: lines of :func:`bond_lines`.
     """
     lines = [f"batch={batch}", f"offloads={format_offloads(offloads)}"]
+    lines += [] if layer2 is None else layer2_lines(layer2)
     lines += [f"rejection={_rejection(entry, now)}" for entry in rejections]
     lines += [
         f"capture={int(entry.age_s)} {entry.packets} {entry.size_bytes} {entry.filter or '-'}"
@@ -188,7 +192,7 @@ def read_about(text: str) -> dict[str, Any]:
         values.setdefault(key, []).append(value)
     if values.get("errno") != ["0"] or not {"batch", "offloads"} <= values.keys():
         nothing: dict[str, Any] = dict.fromkeys(("batch", "offloads", "failover", "version", "instance"))
-        nothing["alternate_public_key"] = None
+        nothing |= dict.fromkeys(("alternate_public_key", "layer", "layer2", "ports"))
         return {**nothing, "rejections": [], "captures": [], "limits": {}, "bonds": None}
     # Names that we do not know may be a later relay's.
     offloads = [name for name in values["offloads"][0].split(", ") if name != "none"]
@@ -198,6 +202,7 @@ def read_about(text: str) -> dict[str, Any]:
         "rejections": [_read_rejection(value) for value in values.get("rejection", [])],
         "captures": [_read_capture(value) for value in values.get("capture", [])],
         "failover": _read_group(values),
+        **read_layer(values),
         "version": values.get("version", [None])[0],
         "instance": values.get("instance", [None])[0],
         "limits": _read_limits(values),

@@ -26,6 +26,7 @@ from .batch import Buffer
 from .capture_filter import EVERYTHING, CaptureFilter, parse_filter
 from .errors import RequestError
 from .frame import MAX_PACKET_BYTES, VNET_HEADER_BYTES
+from .layer2 import Layer2
 
 __all__ = ["LIMITS", "MAXIMUM", "MAX_CAPTURES", "Capture", "CaptureRequest", "Captures", "parse_capture"]
 
@@ -33,7 +34,8 @@ MAX_CAPTURES = 4
 # What waits for a reader: 4 MiB, and as much again that is being sent.
 MAX_PENDING_BYTES = 4 * 2**20
 
-_LINKTYPE_RAW = 101
+_LINKTYPES = {3: 101, 2: 1}
+"""Raw IP, and Ethernet, by the layer that is carried."""
 # Magic (microseconds), version 2.4, no offset of time zones, no accuracy, snaplen, link type.
 _FILE_HEADER = struct.Struct("<IHHiIII")
 _RECORD = struct.Struct("<IIII")
@@ -96,13 +98,15 @@ def parse_capture(lines: Iterable[str]) -> CaptureRequest:
 class Capture:
     """One capture, as its reader sees it: bytes to take, an end, and what it was."""
 
-    def __init__(self, request: CaptureRequest, now: float, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, request: CaptureRequest, now: float, on_change: Callable[[], None], layer: int = 3
+    ) -> None:
         self.request = request
         self.started_s = now
         self.packets = self.lost = 0
         self.ended: str | None = None
         "Why it is over: ``packets``, ``bytes``, ``seconds``, ``reader``; None while it runs."
-        self._pending = bytearray(_FILE_HEADER.pack(_MAGIC, 2, 4, 0, 0, request.snaplen, _LINKTYPE_RAW))
+        self._pending = bytearray(_FILE_HEADER.pack(_MAGIC, 2, 4, 0, 0, request.snaplen, _LINKTYPES[layer]))
         self.size_bytes = len(self._pending)
         self._on_change = on_change
         self._told = False
@@ -170,13 +174,18 @@ class Captures:
     """The captures of one relay.
 
     :param owner: the public key of the peer that a packed inner address belongs to.
+    :param layer2: the switch of a device that carries Ethernet frames: they are captured then.
     """
 
     def __init__(
-        self, owner: Callable[[bytes], bytes | None], wall_clock_ns: Callable[[], int] = time.time_ns
+        self,
+        owner: Callable[[bytes], bytes | None],
+        wall_clock_ns: Callable[[], int] = time.time_ns,
+        layer2: Layer2 | None = None,
     ) -> None:
         self.active: list[Capture] = []
         self._owner = owner
+        self._layer2 = layer2
         self._wall_clock_ns = wall_clock_ns
 
     def start(
@@ -189,7 +198,7 @@ class Captures:
         """
         if len(self.active) >= MAX_CAPTURES:
             raise RequestError(errno.EBUSY, f"{MAX_CAPTURES} captures run already")
-        capture = Capture(request, now, on_change)
+        capture = Capture(request, now, on_change, 3 if self._layer2 is None else 2)
         self.active.append(capture)
         _log.info("capture started by %s: filter %s", who, request.filter.text or "(none)")
         return capture
@@ -202,9 +211,16 @@ class Captures:
             if not packet:
                 continue
             for capture in self.active:
-                if capture.ended is None and capture.request.filter.matches(packet, outgoing, self._owner):
+                if capture.ended is not None:
+                    continue
+                if self._matches(capture.request.filter, packet, outgoing):
                     capture.add(packet, wall_ns)
         self._drop_ended()
+
+    def _matches(self, wanted: CaptureFilter, packet: Buffer, outgoing: bool) -> bool:
+        if self._layer2 is None:
+            return wanted.matches(packet, outgoing, self._owner)
+        return wanted.matches_frame(packet, outgoing, self._layer2.owner)
 
     def timer(self) -> float | None:
         """When :meth:`expire` has something to do."""

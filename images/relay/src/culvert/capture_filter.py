@@ -18,6 +18,7 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from .batch import Buffer
+from .ethernet import inner_packet
 from .keys import decode_base64
 
 __all__ = ["EVERYTHING", "CaptureFilter", "Inner", "parse_filter", "read_inner"]
@@ -72,6 +73,24 @@ class CaptureFilter:
             return False
         if self.peers:
             inner = inner._replace(peer=owner(inner.target if outgoing else inner.source))
+        return all(test(inner) for test in self.tests)
+
+    def matches_frame(
+        self, frame: Buffer, outgoing: bool, owner: Callable[[Buffer, bool], bytes | None]
+    ) -> bool:
+        """Whether an Ethernet frame is meant: by the packet in it, if that is IP. One of ARP has neither
+        address nor port that could match.
+
+        :param owner: the public key of the peer that the far end of a frame is behind.
+        """
+        if not self.tests:
+            return True
+        packet = inner_packet(frame)
+        inner = None if packet is None else read_inner(packet, outgoing)
+        if inner is None:
+            inner = Inner(b"", b"", -1, (), outgoing)
+        if self.peers:
+            inner = inner._replace(peer=owner(frame, outgoing))
         return all(test(inner) for test in self.tests)
 
 

@@ -138,8 +138,8 @@ def _add_directory(command: argparse.ArgumentParser) -> None:
 
 def _add_capture(command: argparse.ArgumentParser) -> None:
     command.description = (
-        "Write inner packets of both directions as pcap (LINKTYPE_RAW). What the kernel hands over uncut is "
-        "written uncut. Ends with the first limit, or with Ctrl-C."
+        "Write inner packets of both directions as pcap (LINKTYPE_RAW, or LINKTYPE_ETHERNET for a TAP). "
+        "What the kernel hands over uncut is written uncut. Ends with the first limit, or with Ctrl-C."
     )
     command.add_argument("name", metavar="NAME")
     command.add_argument(

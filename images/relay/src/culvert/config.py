@@ -16,6 +16,7 @@ from typing import Any
 from .allowedips import Network
 from .choose import parse_batch
 from .config_identities import BadPeer, settled
+from .config_layer2 import LAYER2_ROWS, BadOption, check_layer, layer2_settings
 from .config_tls import BadListener, TlsListener, read_alpn, read_listen_port, tls_listener
 from .config_values import (
     parse_prefix,
@@ -43,6 +44,7 @@ from .endpoint import NO_TARGET, Endpoint, EndpointName, Target
 from .errors import ConfigError
 from .identities import Place, parse_place
 from .keys import ZERO_KEY, decode_base64
+from .layer2 import LAYER2_DEFAULTS, Layer2Settings
 from .limits import NO_LIMITS, Limits, Period, parse_moment, parse_period, parse_quota, parse_rate
 from .offloads import parse_offloads
 
@@ -118,6 +120,9 @@ class Config:
     "Whether events are written to standard output (:mod:`culvert.events`)."
     events_syslog: str | None = None
     "Path of the datagram socket that they are sent to."
+    layer: int = 3
+    "What is carried: 3 for packets of a TUN device, 2 for Ethernet frames of a TAP device."
+    layer2: Layer2Settings = LAYER2_DEFAULTS
     peers: tuple[PeerConfig, ...] = ()
 
     @property
@@ -173,6 +178,7 @@ _INTERFACE: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "usagefile": ("UsageFile", read_path),
     "events": ("Events", read_switch),
     "eventssyslog": ("EventsSyslog", read_path),
+    **LAYER2_ROWS,
 }
 _PEER: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "publickey": ("PublicKey", decode_base64),
@@ -214,6 +220,7 @@ class _Parser:
     def __init__(self, path: str) -> None:
         self._path = path
         self._sections: list[_Section] = []
+        self._layer = 3
 
     def _error(self, line: int, message: str) -> ConfigError:
         return ConfigError(self._path, line, message)
@@ -297,13 +304,12 @@ class _Parser:
             raise ValueError(f"{path} does not hold a base64 key and nothing else") from None
 
     def _config(self) -> Config:
-        interface = _Section("[interface]", 0)
+        interface = self._interface()
         peers: list[PeerConfig] = []
         seen: dict[bytes, int] = {}
         owners: dict[Network, int] = {}
         for section in self._sections:
-            if section.kind == "[interface]":
-                interface = section
+            if section is interface:
                 continue
             peer = self._peer(section)
             if peer.public_key in seen:
@@ -346,6 +352,8 @@ class _Parser:
             usage_file=values.get("usagefile"),
             events=values.get("events", False),
             events_syslog=values.get("eventssyslog"),
+            layer=self._layer,
+            layer2=layer2_settings(values),
             peers=tuple(peers),
         )
 
@@ -354,6 +362,18 @@ class _Parser:
             return tls_listener(interface.values, os.path.dirname(self._path))
         except BadListener as error:
             raise self._error(interface.lines[error.option], str(error)) from None
+
+    def _interface(self) -> _Section:
+        """``[Interface]``, or an empty one; and the layer, which all sections have to fit."""
+        found = [section for section in self._sections if section.kind == "[interface]"]
+        interface = found[0] if found else _Section("[interface]", 0)
+        self._layer = interface.values.get("layer", 3)
+        for section in self._sections:
+            try:
+                check_layer(self._layer, section.values)
+            except BadOption as error:
+                raise self._error(section.lines[error.option], str(error)) from None
+        return interface
 
     def _one_key(self, section: _Section, plain: str, in_file: str) -> bytes | None:
         if plain in section.values and in_file in section.values:
@@ -372,7 +392,7 @@ class _Parser:
             preshared_key=self._one_key(section, "presharedkey", "presharedkeyfile") or ZERO_KEY,
             endpoints=values.get("endpoint", ()),
             target=Target(values.get("tlspin", ()), values.get("tlsservername", "")),
-            frame_messages=values.get("framemessages", False),
+            frame_messages=values.get("framemessages", self._layer == 2),
             allowed_ips=tuple(dict.fromkeys(values.get("allowedips", ()))),
             keepalive_interval_s=values.get("persistentkeepalive", 0),
             failover=values.get("failover"),

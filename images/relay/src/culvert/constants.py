@@ -101,3 +101,14 @@ DEFAULT_ALPN = ("http/1.1",)
 # How long a certificate of our own lasts, in days: as long as Debian's. Clients go by its pin.
 CERTIFICATE_DAYS = 3650
 CERTIFICATE_MAX_DAYS = 36500
+
+# --- Layer 2 (culvert.layer2) -------------------------------------------------------------------------------
+
+# Group frames, and frames for unknown stations, a second: from each port, and to each peer.
+STORM_LIMIT_PER_S = 1000
+STORM_LIMIT_MOST_PER_S = 1_000_000
+# Addresses learnt behind a peer, and how long one is kept that is not heard (IEEE 802.1D section 7.9.2).
+MAC_LIMIT = 1024
+MAC_LIMIT_RANGE = (1, 65536)
+MAC_AGEING_S = 300
+MAC_AGEING_RANGE_S = (10, 86400)

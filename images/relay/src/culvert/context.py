@@ -23,6 +23,7 @@ from .timers import TimerQueue
 
 if TYPE_CHECKING:
     from .failover import Failover
+    from .layer2 import Layer2
     from .peer import Peer
 
     Carrier: TypeAlias = Peer | Failover
@@ -107,6 +108,10 @@ class Context:
         self.timers = TimerQueue()
         self.mtu_bytes = DEFAULT_MTU_BYTES
         self.coalesce = 0
+        self.layer = 3
+        "What is carried: IP packets, or with 2 Ethernet frames."
+        self.layer2: Layer2 | None = None
+        "The switch that there is then."
         self.addresses: tuple[bytes, ...] = ()
         "Our own inner addresses, packed."
         self.allowed_ips: AllowedIPs[Carrier] = AllowedIPs()

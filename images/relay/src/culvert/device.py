@@ -13,7 +13,6 @@ Bytes and ``now`` go in (:meth:`Device.receive_datagrams`, :meth:`Device.send_fr
 
 from __future__ import annotations
 
-import errno
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -21,27 +20,20 @@ from typing import TYPE_CHECKING
 from .allowedips import Network
 from .batch import Batch, Buffer, Piece, Received
 from .constants import (
-    ICMP_BURST,
-    ICMP_RATE_PER_S,
     MAX_PEERS,
-    MAX_UNREACHABLE,
-    NO_ROUTE_ERRORS,
     REJECT_AFTER_TIME_S,
-    UNREACHABLE_S,
 )
 from .context import Context, Event, OutgoingRun
 from .endpoint import Endpoint
 from .failover import Failover
-from .frame import PLAIN, VNET_HEADER_BYTES
 from .handshake import HandshakePlane
 from .identities import Place, place_of, same_of
-from .ip import is_multicast
-from .ip import unreachable as icmp_unreachable
 from .keypair import Keypair
 from .keys import Identity
+from .layer2 import Layer2
 from .limiter import Warden
 from .peer import Peer
-from .ratelimit import TokenBucket
+from .refusals import Refusals
 from .rejections import Reason, Rejection
 from .succession import Succession
 from .timers import Timer, Timers
@@ -59,6 +51,7 @@ class Device:
     :param wall_clock_ns: nanoseconds since 1970, for handshake timestamps and statistics alone.
     :param rng: jitter and receiver indices; the system's generator by default.
     :param batch: what seals and opens; pure Python by default.
+    :param layer: what is carried, 3 (IP packets) or 2 (Ethernet frames); it never changes.
 
     Not safe for use from several threads.
     """
@@ -69,9 +62,12 @@ class Device:
         *,
         rng: random.Random | None = None,
         batch: Batch | None = None,
+        layer: int = 3,
     ) -> None:
         self._context = Context(wall_clock_ns, rng, batch)
         self._peers: dict[bytes, Peer] = {}
+        self._context.layer = layer
+        self._context.layer2 = Layer2(self._context, self._peers) if layer == 2 else None
         self.failover = Failover(self._context)
         "The failover group; without members until somebody joins."
         self.warden = Warden(self._context)
@@ -80,8 +76,7 @@ class Device:
         "Peers that take over from others."
         self._handshakes = HandshakePlane(self._context, self._peers)
         self.recognises = self._handshakes.recognises
-        self._icmp = TokenBucket(ICMP_RATE_PER_S, ICMP_BURST, 0.0)
-        self._unreachable: dict[Endpoint, float] = {}
+        self._refusals = Refusals(self._context)
 
     # --- Configuration --------------------------------------------------------------------------------------
 
@@ -99,6 +94,16 @@ class Device:
     def batch_name(self) -> str:
         """Which implementation seals and opens."""
         return self._context.batch.name
+
+    @property
+    def layer2(self) -> Layer2 | None:
+        """The switch of a device that carries Ethernet frames."""
+        return self._context.layer2
+
+    @property
+    def layer(self) -> int:
+        """What was given as such."""
+        return self._context.layer
 
     @property
     def mtu_bytes(self) -> int:
@@ -183,6 +188,8 @@ class Device:
             if len(self._peers) >= MAX_PEERS:
                 raise ValueError(f"a device has at most {MAX_PEERS} peers")
             peer = self._peers[public_key] = Peer(self._context, public_key)
+            if self.layer == 2:
+                peer.frame_messages = True
         return peer
 
     def is_own(self, public_key: bytes) -> bool:
@@ -195,6 +202,8 @@ class Device:
         """
         peer = self._peers.pop(public_key, None)
         if peer is not None:
+            if self.layer2 is not None:
+                self.layer2.forget(peer)
             self.succession.leave(peer)
             self._context.allowed_ips.remove_owner(peer)
             self.failover.leave(peer)
@@ -244,8 +253,11 @@ class Device:
     def send_frames(self, frames: Sequence[Buffer], now: float) -> None:
         """Frames read from the TUN device (see :mod:`culvert.frame`), in order."""
         context = self._context
+        if context.layer2 is not None:
+            context.layer2.send(frames, now)
+            return
         lookup = context.allowed_ips.lookup
-        unreachable = self._unreachable_at(now)
+        unreachable = self._refusals.unreachable(now)
         for destination, ecn, start, stop, segments in context.batch.flows(frames):
             if destination is None:
                 continue
@@ -253,7 +265,7 @@ class Device:
             carrier = lookup(destination)
             peer = None if carrier is None else carrier.active
             if peer is None or peer.endpoint is None or (unreachable and peer.endpoint in unreachable):
-                self._refuse(run, destination, peer, now)
+                self._refusals.refuse(run, destination, peer, now)
             elif peer.limiter is None:
                 peer.send(run, ecn, segments, now)
             else:
@@ -270,7 +282,7 @@ class Device:
     ) -> None:
         """A run for a peer with limits: as much of it as they let through."""
         if limiter.barred is not None:
-            self._refuse_barred(limiter.barred, run, destination, peer, now)
+            self._refusals.refuse_barred(limiter.barred, run, destination, peer, now)
             return
         frames = limiter.outgoing(run, now)
         if frames:
@@ -278,52 +290,13 @@ class Device:
             peer.send(frames, ecn, segments, now)
             limiter.spent()
 
-    def _refuse(self, frames: Sequence[Buffer], destination: bytes, peer: Peer | None, now: float) -> None:
-        """Nobody to send it to: the local sender is told (as Linux's WireGuard does), at a bounded rate."""
-        note, count = self._context.rejections.note, len(frames)
-        if peer is not None and peer.endpoint is None:
-            key = peer.public_key
-            note(Reason.NO_ENDPOINT, key, now, public_key=key, address=destination, count=count)
-        elif peer is None and not is_multicast(destination):
-            # Every device is asked for its neighbours and routers: that such questions go nowhere is no news.
-            note(Reason.NO_ALLOWED_IP, destination, now, address=destination, count=count)
-        if peer is not None:
-            peer.expect_answer(now)
-        self._tell_senders(frames, now)
-
-    def _refuse_barred(
-        self, reason: Reason, frames: Sequence[Buffer], destination: bytes, peer: Peer, now: float
-    ) -> None:
-        key, count = peer.public_key, len(frames)
-        note = self._context.rejections.note
-        note(reason, key, now, public_key=key, address=destination, count=count)
-        peer.expect_answer(now)
-        self._tell_senders(frames, now)
-
-    def _tell_senders(self, frames: Sequence[Buffer], now: float) -> None:
-        for frame in frames:
-            error = icmp_unreachable(memoryview(frame)[VNET_HEADER_BYTES:])
-            if error is not None and self._icmp.allow(now):
-                self._context.incoming.append(PLAIN + error)
-
     def send_failed(self, endpoint: Endpoint, code: int, now: float) -> None:
         """The socket refused datagrams for ``endpoint`` with that errno."""
-        name = errno.errorcode.get(code, str(code))
-        self._context.rejections.note(Reason.SEND_ERROR, endpoint.packed, now, endpoint=endpoint, detail=name)
-        if code in NO_ROUTE_ERRORS:
-            self.endpoint_unreachable(endpoint, now)
+        self._refusals.send_failed(endpoint, code, now)
 
     def endpoint_unreachable(self, endpoint: Endpoint, now: float) -> None:
-        """The network has no route to ``endpoint``: for a second, senders are told so instead of going
-        unheard.
-        """
-        if len(self._unreachable) < MAX_UNREACHABLE:
-            self._unreachable[endpoint] = now + UNREACHABLE_S
-
-    def _unreachable_at(self, now: float) -> dict[Endpoint, float]:
-        if self._unreachable:
-            self._unreachable = {key: until for key, until in self._unreachable.items() if now < until}
-        return self._unreachable
+        """See :meth:`culvert.refusals.Refusals.endpoint_unreachable`."""
+        self._refusals.endpoint_unreachable(endpoint, now)
 
     # --- From the outside: datagrams ------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ from .timers import Timer
 
 __all__ = ["KNOWN", "Row", "read_state", "restore_state", "write_state"]
 
-KNOWN: frozenset[str] = frozenset(("frames", "identities", "limits", "streams", "succession"))
+KNOWN: frozenset[str] = frozenset(("frames", "identities", "layer2", "limits", "streams", "succession"))
 """What this version knows of that others must not do without."""
 _NEVER, _ALWAYS = float("inf"), float("-inf")
 # The two processes read one clock, and what lies between is a few seconds at most.
@@ -244,6 +244,9 @@ def write_state(relay: Relay, version: str, now: float) -> bytes:
     if device.succession:
         document["successions"] = device.succession.export()
         needs.add("succession")
+    if device.layer2 is not None:
+        document["macs"] = device.layer2.export()
+        needs.add("layer2")
     document["needs"] = sorted(needs)
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
 
@@ -333,6 +336,8 @@ def restore_state(relay: Relay, document: Mapping[str, Any], now: float) -> int:
     :raises ValueError: something does not fit. The relay is of no use then.
     """
     device = relay.device
+    if (device.layer2 is not None) != ("layer2" in sequence(document.get("needs"))):
+        raise ValueError("the state is of another layer")
     device.set_identities(*_read_identities(document))
     entries = [mapping(entry) for entry in sequence(document.get("peers"))]
     keys = [octets(entry.get("public_key"), KEY_BYTES) for entry in entries]
@@ -358,6 +363,8 @@ def restore_state(relay: Relay, document: Mapping[str, Any], now: float) -> int:
     successions = sequence(document.get("successions", []))
     device.succession.restore(successions, lambda key: _peer(device, key), now)
     _read_group(device, mapping(document.get("group")), now)
+    if device.layer2 is not None:
+        device.layer2.restore(sequence(document.get("macs")), now)
     return len(context.keypairs)
 
 

@@ -197,6 +197,9 @@ class Limiter:
 
     def _pass_a_part(self, frame: Buffer, bucket: TokenBucket, passed: list[Buffer], now: float) -> None:
         """Of a superpacket, the segments that fit."""
+        if self._context.layer == 2:
+            self.dropped += 1
+            return
         (flow,) = self._context.batch.flows([frame])
         if flow.segments > 1 and bucket.holds(self._context.mtu_bytes):
             for packet in cut(frame):

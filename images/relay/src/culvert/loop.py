@@ -19,7 +19,7 @@ from .linkwatch import LinkWatch
 from .relay import Relay
 from .resolve import Resolver
 from .transport import Transport
-from .tun import DeviceGone
+from .tun_device import DeviceGone
 
 __all__ = ["Loop"]
 

@@ -26,7 +26,7 @@ from .records import Records
 from .reload import difference
 from .resolve import Resolution, Resolver
 from .transport import Transport, TransportFactory
-from .tun import Tun
+from .tun_device import Tun
 from .uapi import format_get
 from .update import DeviceUpdate, apply_peers, check_peers
 
@@ -74,7 +74,7 @@ class Relay:
         self._names: dict[bytes, EndpointName] = {}
         self._configured_endpoints: dict[bytes, tuple[Endpoint | EndpointName, ...]] = {}
         self._resolve_at: dict[bytes, float] = {}
-        self._captures = Captures(device.owner)
+        self._captures = Captures(device.owner, layer2=device.layer2)
         device.mtu_bytes = tun.mtu_bytes
         device.coalesce = tun.coalesce
         device.addresses = tun.addresses()
@@ -98,8 +98,9 @@ class Relay:
         rejections = self.device.rejections()
         limits = self.device.warden.states()
         bonds = bond_lines(self.device)
+        switch = None if self.device.layer2 is None else self.device.layer2.state(now)
         text = format_about(
-            self.device.batch_name, self.offloads, rejections, captures, now, group, limits, bonds
+            self.device.batch_name, self.offloads, rejections, captures, now, group, limits, bonds, switch
         )
         hands_over = HANDOVER_FORMAT if now >= self.no_handover_before_s else 0
         return text + format_process(__version__, self.instance, hands_over)
@@ -209,6 +210,10 @@ class Relay:
 
         :raises CulvertError: the UDP socket cannot be had; nothing was changed then.
         """
+        if config.layer != self.device.layer:
+            raise CulvertError(
+                f"Layer = {config.layer} needs a restart: the device is of layer {self.device.layer}"
+            )
         self.records.prepare(config)
         update = difference(self.device, self._fixed_port, config, self._configured_endpoints)
         try:
@@ -217,6 +222,8 @@ class Relay:
             wanted = f"ListenPort {config.listen_port or 'any'}, FwMark {config.fwmark:#x}"
             raise CulvertError(f"{wanted}: {error}") from None
         self._configured_endpoints = {peer.public_key: peer.endpoints for peer in config.peers}
+        if self.device.layer2 is not None:
+            self.device.layer2.configure(config.layer2, self._clock())
         self.records.follow(config)
 
     def ensure_transport(self) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from . import __version__
 from .choose import AUTO, choose_batch
 from .config import Config, load_config
-from .constants import REJECT_AFTER_TIME_S
+from .constants import DEFAULT_MTU_BYTES, REJECT_AFTER_TIME_S
 from .control import DEFAULT_DIRECTORY, listen, socket_path
 from .device import Device
 from .errors import ConfigError, CulvertError
@@ -34,8 +34,10 @@ from .offloads import format_offloads
 from .predecessor import find, read_endpoints
 from .privileges import drop_to, harden, keep_low_ports, parse_user
 from .relay import Relay
+from .tap import TAP_MTU_BYTES, LinuxTap
 from .transport.udp import UdpTransport
-from .tun import LinuxTun, TunOptions
+from .tun import LinuxTun
+from .tun_device import KernelDevice, Opening
 
 __all__ = ["RunOptions", "run"]
 
@@ -164,9 +166,9 @@ class _Parts:
         self._path = path
         self._batch_name = options.batch_with(config)
         batch, self.calls = choose_batch(self._batch_name)
-        self.device = Device(time.time_ns, batch=batch)
+        self.device = Device(time.time_ns, batch=batch, layer=3 if config is None else config.layer)
 
-    def assemble(self, tun: LinuxTun, control: socket.socket) -> tuple[Relay, Loop]:
+    def assemble(self, tun: KernelDevice, control: socket.socket) -> tuple[Relay, Loop]:
         def reload() -> None:
             _reload(relay, self._path, self._options, self._batch_name)
 
@@ -188,9 +190,10 @@ def _begin(options: RunOptions, user: tuple[int, int] | None, state: bytes | Non
     :param state: what the relay before said of its peers, for a quick handshake with them; None: there was
         none.
     """
-    tun, control = _open(options, 0.0 if state is None else _FREE_S)
+    opening, control = _open(options, 0.0 if state is None else _FREE_S)
     try:
         path, config = _become(options, user)
+        tun = _device(opening, config)
         relay, loop = _Parts(options, path, config).assemble(tun, control)
         relay.set_offloads(options.disabled_with(config))
         if config is not None:
@@ -221,16 +224,23 @@ def _started(relay: Relay) -> dict[str, str | int]:
     return {"version": __version__, "listen_port": relay.listen_port, "peers": peers}
 
 
-def _open(options: RunOptions, patience_s: float) -> tuple[LinuxTun, socket.socket]:
+def _device(opening: Opening, config: Config | None) -> KernelDevice:
+    """What the configuration is for. :raises CulvertError: the device is another one, or cannot be made."""
+    if config is not None and config.layer == 2:
+        return LinuxTap.made_of(opening, TAP_MTU_BYTES)
+    return LinuxTun.made_of(opening, DEFAULT_MTU_BYTES)
+
+
+def _open(options: RunOptions, patience_s: float) -> tuple[Opening, socket.socket]:
     """The two things that take root. :raises CulvertError: somebody else has them."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            tun = LinuxTun.open(TunOptions(options.name))
+            opening = Opening(options.name)
             try:
-                return tun, listen(options.name, options.socket_directory)
+                return opening, listen(options.name, options.socket_directory)
             except BaseException:
-                tun.close()
+                opening.close()
                 raise
         except CulvertError:
             if time.monotonic() >= deadline:
@@ -249,7 +259,8 @@ def _take_over(options: RunOptions, user: tuple[int, int] | None, sock: socket.s
         _warm_up(parts.device, config)
     taken = ask(sock, boot_clock)
     try:
-        tun = LinuxTun.adopt(taken.tun, options.name, created=taken.tun_created)
+        kind: type[KernelDevice] = LinuxTap if parts.device.layer == 2 else LinuxTun
+        tun = kind.adopt(taken.tun, options.name, created=taken.tun_created)
         control = socket.socket(fileno=taken.control)
         sockets = [socket.socket(fileno=fd) for fd in taken.udp]
         taken.keep()
@@ -329,7 +340,7 @@ def _load(path: str) -> Config:
     return config
 
 
-def _configure(relay: Relay, tun: LinuxTun, config: Config) -> None:
+def _configure(relay: Relay, tun: KernelDevice, config: Config) -> None:
     if config.mtu_bytes not in (None, tun.mtu_bytes) and tun.created:
         tun.set_mtu(config.mtu_bytes)
     relay.load(config)

@@ -58,7 +58,7 @@ def query(name: str, directory: str = DEFAULT_DIRECTORY) -> dict[str, Any]:
     path = socket_path(name, directory)
     text, about = _exchange(path)
     told = read_about(about)
-    limits, bonds = told.pop("limits"), told.pop("bonds")
+    limits, bonds, ports = told.pop("limits"), told.pop("bonds"), told.pop("ports")
     device: dict[str, Any] = {
         "name": name,
         "public_key": None,
@@ -78,6 +78,7 @@ def query(name: str, directory: str = DEFAULT_DIRECTORY) -> dict[str, Any]:
             peer = _new_peer(value)
             peer["limits"] = limits.get(peer["public_key"])
             peer |= {} if bonds is None else {"local_key": "primary", **bonds.get(peer["public_key"], {})}
+            peer |= (ports or {}).get(peer["public_key"], {})
             device["peers"].append(peer)
         elif key in _PEER_KEYS:
             name_of, read = _PEER_KEYS[key]
@@ -111,6 +112,8 @@ def _new_peer(public_key: str) -> dict[str, Any]:
         "local_key": None,
         "succeeds": None,
         "succession": None,
+        "mac_addresses": None,
+        "dropped_frames": None,
     }
 
 
@@ -166,6 +169,7 @@ def render(device: dict[str, Any]) -> str:
     if device["batch"] is not None:
         lines.append(f"  batch: {device['batch']}")
         lines.append(f"  offloads: {', '.join(device['offloads']) or 'none'}")
+    lines += _layer2(device.get("layer2"))
     for capture in device["captures"]:
         text = f"{capture['packets']} packets, {capture['bytes']} B in {capture['age_s']} s"
         lines.append(f"  capture: running, {text}, filter {capture['filter'] or '(none)'}")
@@ -178,7 +182,11 @@ def render(device: dict[str, Any]) -> str:
         lines += ["", f"peer: {peer['public_key']}"]
         if peer["endpoint"]:
             lines.append(f"  endpoint: {peer['endpoint']}")
-        lines.append(f"  allowed ips: {', '.join(peer['allowed_ips']) or '(none)'}")
+        if peer.get("mac_addresses") is not None:
+            dropped = f", {peer['dropped_frames']} frames dropped" if peer["dropped_frames"] else ""
+            lines.append(f"  mac addresses: {peer['mac_addresses']}{dropped}")
+        else:
+            lines.append(f"  allowed ips: {', '.join(peer['allowed_ips']) or '(none)'}")
         if peer["public_key"] in members:
             member = members[peer["public_key"]]
             lines.append(f"  failover: {member['state']}, priority {member['priority'] or '0 (never)'}")
@@ -195,6 +203,21 @@ def render(device: dict[str, Any]) -> str:
         lines += ["", "refused lately:"]
         lines += [f"  {_refused(entry)}" for entry in device["rejections"]]
     return "\n".join(lines)
+
+
+def _layer2(switch: dict[str, Any] | None) -> list[str]:
+    """The switch of a device at layer 2."""
+    if switch is None:
+        return []
+    storm = f"{switch['storm_limit']} frames/s" if switch["storm_limit"] else "none"
+    isolation = "on" if switch["client_isolation"] else "off"
+    lines = [f"  layer: 2, client isolation {isolation}, storm limit {storm}"]
+    ageing = f"at most {switch['mac_limit']} behind a peer, for {switch['mac_ageing_s']} s"
+    lines.append(
+        f"  mac addresses: {switch['addresses']}, {switch.get('host_addresses', 0)} on this side ({ageing})"
+    )
+    dropped = [f"{count} {why}" for why, count in switch["dropped"].items() if count]
+    return [*lines, f"  dropped frames: {', '.join(dropped)}"] if dropped else lines
 
 
 _SUCCESSION = {

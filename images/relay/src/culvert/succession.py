@@ -103,6 +103,8 @@ class Succession:
         pair = self._pairs[successor] = _Pair(now)
         self._kin(successor).predecessor = predecessor
         self._kin(predecessor).successor = successor
+        if self._context.layer2 is not None:
+            self._context.layer2.linked(successor, predecessor)
         successor.watch = predecessor.watch
         if successor.endpoint is None:
             pair.follows, successor.endpoint = True, predecessor.endpoint
@@ -241,6 +243,9 @@ class Succession:
         self._failover.replace(before, after, now)
         if now is not None:
             for frame, ecn in waiting:
+                if self._context.layer == 2:
+                    after.send([frame], ecn, 1, now)
+                    continue
                 for flow in self._context.batch.flows([frame]):
                     after.send([frame], ecn, flow.segments, now)
 

@@ -97,6 +97,7 @@ def check_peers(device: Device, update: DeviceUpdate) -> None:
     keys = {peer.public_key for peer in before}
     for change in update.peers:
         _check_pins(device, change)
+        _check_layer(device, change)
         if change.remove:
             keys.discard(change.public_key)
         elif not change.update_only:
@@ -112,6 +113,15 @@ def _check_pins(device: Device, change: PeerUpdate) -> None:
     pins = change.tls_pins if change.tls_pins is not None or peer is None else peer.target.pins
     if endpoints and not pins and any(endpoint.scheme == "tls" for endpoint in endpoints):
         raise RequestError(errno.EINVAL, "an endpoint of tls:// needs a tls_pin")
+
+
+def _check_layer(device: Device, change: PeerUpdate) -> None:
+    """Ethernet frames go by addresses that are learnt, in frame messages. :raises RequestError: EINVAL"""
+    if device.layer == 2:
+        if change.allowed_ips or change.failover not in (None, NO_MEMBER):
+            raise RequestError(errno.EINVAL, "a peer of layer 2 has neither allowed IPs nor a failover group")
+        if change.frame_messages is False:
+            raise RequestError(errno.EINVAL, "layer 2 needs frame messages")
 
 
 def apply_peers(device: Device, update: DeviceUpdate, now: float) -> None:
