@@ -32,6 +32,7 @@ from ansible_collections.culvert.vpn.plugins.plugin_utils._devices import (
     prefixes_of,
 )
 from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import Entry, Registry, RegistryError
+from ansible_collections.culvert.vpn.plugins.plugin_utils._ways import offered
 
 
 class Refused(Exception):
@@ -185,7 +186,11 @@ def _device(options: dict[str, Any], registry: Registry) -> Device:
 
 
 def _server(options: dict[str, Any], device: Device, registry: Registry) -> str:
-    servers = {name: e for name, e in registry.hosts.items() if e.server and e.public_key and e.endpoint}
+    servers = {
+        name: e
+        for name, e in registry.hosts.items()
+        if e.server and e.public_key and e.endpoint and "udp" in offered(e)
+    }
     wished = list(device.device.get("servers") or [])
     if options["server"]:
         if options["server"] not in servers or (wished and options["server"] not in wished):

@@ -90,6 +90,17 @@ options:
     description: Of a client, O(culvert.vpn.relay_peers#module:failover.return_s).
     type: int
     default: 30
+  transports:
+    description:
+      - Of a client, by what it reaches its servers, the preferred one first. By default all that each of
+        them offers, V(udp) before V(tcp) and V(tls).
+      - Where a server offers more than UDP, V(peers) has C(endpoints), with C(tls_pin) and
+        C(tls_server_name), instead of C(endpoint), and C(frame_messages). It has no endpoint of TLS before
+        its pin is known.
+    type: list
+    elements: str
+    choices: [udp, tcp, tls]
+    default: []
   keyless:
     description: Whether V(peers) has hosts whose key is not made yet, which only check mode can do with.
     type: bool
@@ -150,6 +161,7 @@ def _wish(options: Options) -> _fleet.ClientWish:
         tuple(options["prefixes"]),
         options["keepalive"],
         options["keyless"],
+        tuple(options["transports"]),
     )
 
 

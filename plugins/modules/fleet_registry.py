@@ -16,12 +16,13 @@ description:
     dropped or renumbered by C(--limit), by a host that cannot be reached, or by a cache of facts.
   - The fleet is the groups C(vpn_servers) and C(vpn_clients) of the inventory. Their variables are read as
     the inventory has them (C(relay_address) and C(relay_address6), which pin an address, C(client_networks),
-    C(server_site_networks), C(client_servers), C(client_acl), C(server_drain)).
+    C(server_site_networks), C(client_servers), C(client_acl), C(server_drain), C(relay_layer)).
   - Devices that Ansible does not manage are in it as well, as the servers' variable C(external_peers) lists
     them. Any run that writes the registry gives an address to those that are new, and takes out those that
     are not in the list any more.
   - Of hosts that are still in the play, their facts are read as well - C(relay_identity) with C(public_key),
-    C(endpoint), C(addresses) (those that the host's tunnel has now), C(ipv6) (whether the host has it) and
+    C(endpoint), C(addresses) (those that the host's tunnel has now), C(ipv6) (whether the host has it),
+    C(transports) (of a server, the ports by C(udp), C(tcp) and C(tls)), C(tls_pin), C(tls_server_name) and
     C(registry_id); C(culvert_host) of M(culvert.vpn.host_facts) for what is not in it; C(relay_path) with
     C(inner), what fits into the path of a client.
   - Runs on the controller and touches no host. A task of it has C(run_once).

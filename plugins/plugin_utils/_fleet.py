@@ -17,7 +17,8 @@ import ipaddress
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import Entry
+from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import LAYER_IP, Entry
+from ansible_collections.culvert.vpn.plugins.plugin_utils._ways import ORDER, framed, is_pin, reached
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -82,8 +83,11 @@ def network_problems(values: t.Iterable[t.Any]) -> list[str]:
 
 
 def endpoint_problem(value: t.Any) -> str | None:
-    """Say what is wrong with an endpoint `host:port` or `[v6]:port`, or None."""
-    host, colon, port = str(value).rpartition(":")
+    """Say what is wrong with an endpoint `host:port` or `[v6]:port`, with or without a scheme, or None."""
+    scheme, separator, rest = str(value).partition("://")
+    if separator and scheme not in ORDER:
+        return f"{value!r} begins with none of {', '.join(f'{name}://' for name in ORDER)}"
+    host, colon, port = (rest if separator else scheme).rpartition(":")
     if not colon or not host:
         return f"{value!r} is not host:port or [IPv6 address]:port"
     if not port.isdigit() or not 0 < int(port) < 65536:
@@ -101,7 +105,8 @@ def endpoint_problem(value: t.Any) -> str | None:
 
 def endpoint_hosts(peers: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
     """Return the addresses and names at which peers are reached, each once, without ports and brackets."""
-    hosts = (str(peer["endpoint"]).rpartition(":")[0] for peer in peers if peer.get("endpoint"))
+    every = (end for peer in peers for end in (peer.get("endpoint"), *(peer.get("endpoints") or [])) if end)
+    hosts = (str(end).rpartition("://")[2].rpartition(":")[0] for end in every)
     return list(dict.fromkeys(host.removeprefix("[").removesuffix("]") for host in hosts))
 
 
@@ -123,6 +128,7 @@ def peer_problems(peers: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
         if peer.get("endpoint"):
             wrong = endpoint_problem(peer["endpoint"])
             problems.extend([f"{where}.endpoint: {wrong}"] if wrong else [])
+        problems += _ways_problems(where, peer)
         for prefix in peer.get("allowed_ips") or []:
             wrong = network_problem(prefix)
             if wrong:
@@ -133,6 +139,21 @@ def peer_problems(peers: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
                 problems.append(f"{where}.allowed_ips: {prefix} belongs to {prefixes[net]} already")
             prefixes[net] = where
     return problems
+
+
+def _ways_problems(where: str, peer: t.Mapping[str, t.Any]) -> list[str]:
+    several = peer.get("endpoints") or []
+    problems = [
+        f"{where}.endpoints[{position}]: {wrong}"
+        for position, wrong in enumerate(map(endpoint_problem, several))
+        if wrong
+    ]
+    if several and peer.get("endpoint"):
+        problems.append(f"{where}.endpoints is instead of endpoint, not beside it")
+    pins = peer.get("tls_pin") or []
+    problems += [f"{where}.tls_pin[{number}] is no pin" for number, pin in enumerate(pins) if not is_pin(pin)]
+    tls = any(str(end).startswith("tls://") for end in [peer.get("endpoint"), *several])
+    return [*problems, f"{where}.tls_pin is required for tls://"] if tls and not pins else problems
 
 
 # --- What a host gets from the registry ---------------------------------------------------------------------
@@ -176,10 +197,11 @@ def _own(entry: Entry) -> list[str]:
 
 
 def _relay_peer(name: str, entry: Entry, allowed_ips: list[str], **extra: t.Any) -> dict[str, t.Any]:
+    """At layer 2 frames go by what was learnt."""
     return {
         "name": name,
         "public_key": entry.public_key,
-        "allowed_ips": list(dict.fromkeys(allowed_ips)),
+        "allowed_ips": list(dict.fromkeys(allowed_ips)) if entry.layer == LAYER_IP else [],
         **extra,
     }
 
@@ -208,17 +230,21 @@ def peers_of_server(hosts: t.Mapping[str, Entry], host: str, keyless: bool = Fal
     elsewhere = _devices_elsewhere(hosts, host)
     strangers = {host, *elsewhere.get("", ())}
     return [
-        _relay_peer(name, entry, _own(entry) + elsewhere.get(name, []), **_told_of(entry))
+        _relay_peer(name, entry, _own(entry) + elsewhere.get(name, []), **_told_of(hosts.get(host), entry))
         for name, entry in sorted(hosts.items())
         if name not in strangers and (entry.public_key or (keyless and not entry.external))
     ]
 
 
-def _told_of(entry: Entry) -> dict[str, t.Any]:
+def _told_of(server: Entry | None, entry: Entry) -> dict[str, t.Any]:
     """What a server is told of a peer beside its key and its prefixes."""
     if entry.external:
         return {name: str(entry.device[name]) for name in LIMITS if entry.device.get(name)}
-    return {"endpoint": entry.endpoint} if entry.server else {}
+    return {**(reached(entry) if entry.server else {}), **_framed(server, entry)}
+
+
+def _framed(one: Entry | None, other: Entry) -> dict[str, t.Any]:
+    return {"frame_messages": True} if one is not None and framed(one, other) else {}
 
 
 def _devices_elsewhere(hosts: t.Mapping[str, Entry], host: str) -> dict[str, list[str]]:
@@ -243,12 +269,14 @@ class ClientWish:
     :ivar prefixes: what goes into the tunnel.
     :ivar keepalive: in seconds, 0 for none.
     :ivar keyless: as with :func:`peers_of_server`.
+    :ivar transports: by preference; empty for what each server offers.
     """
 
     servers: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     keepalive: int = 0
     keyless: bool = False
+    transports: tuple[str, ...] = ()
 
 
 def _servers_for(hosts: t.Mapping[str, Entry], host: str, wish: ClientWish) -> dict[str, int]:
@@ -300,12 +328,21 @@ def peers_of_client(hosts: t.Mapping[str, Entry], host: str, wish: ClientWish) -
             name,
             hosts[name],
             _own(hosts[name]) + carried,
-            endpoint=hosts[name].endpoint,
+            **_way(hosts, host, name, wish if priority else ClientWish()),
             **extra,
             **({"failover": priority} if len(servers) > 1 else {}),
         )
         for name, priority in servers.items()
     ]
+
+
+def _way(hosts: t.Mapping[str, Entry], host: str, server: str, wish: ClientWish) -> dict[str, t.Any]:
+    """Return how a client reaches a server. :raises ValueError: by none of the ways that it wants."""
+    try:
+        way = reached(hosts[server], wish.transports)
+    except ValueError as error:
+        raise ValueError(f"client_transports of {host}: {server} {error}") from None
+    return {**way, **_framed(hosts.get(host), hosts[server])}
 
 
 def failover_of_client(

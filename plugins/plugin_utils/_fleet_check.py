@@ -14,7 +14,7 @@ from ansible_collections.culvert.vpn.plugins.plugin_utils._exceptions import exc
 from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet import address_in, network_problem
 from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_hosts import CLIENTS, SERVERS, Host, Run
 from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet_join import join
-from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import Registry
+from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import LAYER_IP, Registry
 
 _NAMES_SHOWN = 5
 _NO_SERVER = (
@@ -42,6 +42,7 @@ def problems(registry: Registry | None, run: Run) -> list[str]:
     for _name, host in sorted(run.hosts.items()):
         found += _host_problems(host, run)
     found += _pin_problems(run)
+    found += _layer_problems(run)
     found += overlaps({name: host.networks for name, host in run.hosts.items()})
     return [*found, *join(registry, run).problems]
 
@@ -171,6 +172,41 @@ def _pin_problems(run: Run) -> list[str]:
             if owner is not host and not any(_asks(each, address.version) for each in (owner, host)):
                 variable = "relay_address6" if address.version == 6 else "relay_address"
                 found.append(f"{variable} of {name} is {address}, which is that of {owner.name}, too.")
+    return found
+
+
+def _layer_problems(run: Run) -> list[str]:
+    """A tunnel has two ends, and every host has one with a server."""
+    ends = {2: "Ethernet frames (relay_layer: 2)", LAYER_IP: "IP packets (relay_layer: 3)"}
+    hosts = [host for _name, host in sorted(run.hosts.items())]
+    servers = [host for host in hosts if host.server]
+    if not servers:
+        return []
+    first = servers[0]
+    others = [host for host in hosts if host.layer != first.layer and not host.external][:_NAMES_SHOWN]
+    found = [
+        f"{first.name} carries {ends[first.layer]}, and {host.name} {ends[host.layer]}: both ends of a "
+        "tunnel carry the same."
+        for host in others
+    ]
+    if first.layer == LAYER_IP:
+        return found
+    found += [
+        f"{host.name} is a device of WireGuard, which carries IP packets, and {first.name} carries "
+        f"{ends[first.layer]}: take it out of external_peers."
+        for host in hosts
+        if host.external
+    ][:_NAMES_SHOWN]
+    found += [
+        f"{first.name} and {host.name} are servers and carry {ends[first.layer]}: there is one at layer 2, "
+        "as two ways between the same hosts are a loop."
+        for host in servers[1:]
+    ]
+    found += [
+        f"{host.name}: client_acl is about IP packets, and {host.name} carries {ends[2]}."
+        for host in hosts
+        if host.layer != LAYER_IP and host.acl is not None
+    ]
     return found
 
 

@@ -17,7 +17,13 @@ from dataclasses import dataclass, field, replace
 
 from ansible_collections.culvert.vpn.plugins.plugin_utils._agreements import kem_hash
 from ansible_collections.culvert.vpn.plugins.plugin_utils._fleet import key_problem
-from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import Data, plain
+from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import LAYER_IP, Data, plain
+from ansible_collections.culvert.vpn.plugins.plugin_utils._ways import (
+    LAYERS,
+    pins_of,
+    server_name_of,
+    transports_of,
+)
 
 SERVERS = "vpn_servers"
 CLIENTS = "vpn_clients"
@@ -52,6 +58,9 @@ class Host:
     :ivar next_public_key: of its next identity, if it has made one for a rotation.
     :ivar preshared_ids: ids of the pre-shared keys that it has.
     :ivar called: of the peers that it calls now, by public key, the id of the pre-shared key; empty without.
+    :ivar transports: of a server, the ports by what it offers beside plain UDP; ``None`` if it did not say.
+    :ivar tls_pin, tls_server_name: of a server that offers TLS, as far as it has said them.
+    :ivar layer: 3 for IP packets, 2 for Ethernet frames, by the inventory.
     :ivar problems: what of the above could not be read, a sentence each.
     """
 
@@ -82,6 +91,10 @@ class Host:
     next_public_key: str = ""
     preshared_ids: frozenset[str] = frozenset()
     called: t.Mapping[str, str] = field(default_factory=dict)
+    transports: t.Mapping[str, int] | None = None
+    tls_pin: tuple[str, ...] = ()
+    tls_server_name: str = ""
+    layer: int = LAYER_IP
 
 
 @dataclass(frozen=True)
@@ -138,6 +151,13 @@ class _Variables:
     def texts(self, variable: str) -> tuple[str, ...]:
         return tuple(str(item) for item in self.read(variable, list, []))
 
+    def layer(self) -> int:
+        """Return what the tunnel carries, which may come as text as well."""
+        value = self.read("relay_layer", (int, str), LAYER_IP)
+        if str(value).strip() not in LAYERS:
+            self.problems.append(f"{self._name}: relay_layer is {value!r}, neither 3 nor 2.")
+        return LAYERS.get(str(value).strip(), LAYER_IP)
+
     def fact(self, name: str) -> dict[str, t.Any]:
         """Return a fact that is a mapping, whether or not facts are variables, too."""
         found = self.read(name, dict)
@@ -148,7 +168,7 @@ class _Variables:
 
 _TRUE = {"true", "yes", "on", "1", "y", "t"}
 _FALSE = {"false", "no", "off", "0", "n", "f", ""}
-_WORDS = {str: "text", list: "list", dict: "mapping", (bool, str, int): "switch"}
+_WORDS = {str: "text", list: "list", dict: "mapping", (bool, str, int): "switch", (int, str): "number"}
 
 
 def _first_line(error: Exception) -> str:
@@ -178,6 +198,7 @@ def host_of(name: str, variables: t.Mapping[str, t.Any], groups: t.Container[str
         acl=None if acl is None else tuple(acl),
         servers=source.texts("client_servers") if client else (),
         preshared_keys=source.flag("relay_preshared_keys", default=True),
+        layer=source.layer(),
         **(_described(source) if here else {}),
     )
     return replace(host, problems=tuple(source.problems))
@@ -204,6 +225,9 @@ def _described(source: _Variables) -> dict[str, t.Any]:
         "kem": next((each for each in (identity.get("kem"), agreement.get("kem")) if kem_hash(each)), ""),
         "next_public_key": _key(agreement.get("next_public_key")),
         "preshared_ids": frozenset(str(agreement.get("ids", "")).split()),
+        "transports": transports_of(identity["transports"]) if "transports" in identity else None,
+        "tls_pin": pins_of(identity.get("tls_pin")),
+        "tls_server_name": server_name_of(identity.get("tls_server_name")),
         "called": {str(key): str(id) for key, id in _mapping(agreement.get("called")).items()},
     }
 

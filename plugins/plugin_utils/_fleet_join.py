@@ -173,9 +173,24 @@ def _entry(host: Host, old: Entry, addresses: dict[str, str]) -> Entry:
         mtu=0 if host.server else (old.mtu if host.mtu is None else host.mtu),
         drain=host.drain,
         acl=host.acl,
+        layer=host.layer,
+        **(_ways(host, old) if host.server else {}),
         **_agreed(host, old),
         **addresses,
     )
+
+
+def _ways(host: Host, old: Entry) -> dict[str, t.Any]:
+    """How a server is reached beside plain UDP: what it says, or has said before."""
+    if host.transports is None:
+        return {name: getattr(old, name) for name in ("transports", "tls_pin", "tls_server_name")}
+    tls = "tls" in host.transports
+    return {
+        "transports": host.transports,
+        # Check mode has no certificate yet that will be there, and may know of one.
+        "tls_pin": (host.tls_pin or old.tls_pin) if tls else (),
+        "tls_server_name": host.tls_server_name if tls else "",
+    }
 
 
 def _agreed(host: Host, old: Entry) -> dict[str, t.Any]:
@@ -196,7 +211,9 @@ def _told_by_inventory(host: Host, old: Entry) -> Entry:
     if host.problems:
         return old
     role = "server" if host.server else "client"
-    return replace(old, drain=host.drain, acl=host.acl) if role == old.role else old
+    if role != old.role:
+        return old
+    return replace(old, drain=host.drain, acl=host.acl, layer=host.layer)
 
 
 def _normal(networks: t.Iterable[str]) -> tuple[str, ...]:

@@ -42,9 +42,11 @@ __all__ = [
     "write",
 ]
 
-# Files without anything that came with format 2 are written, and have their ids, as in format 1.
-FORMAT, _FORMAT_PLAIN = 2, 1
+# Files without anything that came with a later format are written, and have their ids, as in the earlier one.
+FORMAT, _FORMAT_KEYS, _FORMAT_PLAIN = 3, 2, 1
 LINEAGE_MAX = 500
+#: What a tunnel carries if nobody says otherwise: IP packets. The other one is 2, Ethernet frames.
+LAYER_IP = 3
 
 Data = t.Mapping[str, t.Any]
 
@@ -70,6 +72,10 @@ class Entry:
         a rotation of keys.
     :ivar device: of an external one, what servers are told of it besides; of its pre-shared key the
         ``preshared_id``.
+    :ivar transports: of a server that offers more than UDP, the ports by ``udp``, ``tcp`` and ``tls``.
+    :ivar tls_pin: of a server's certificate, base64.
+    :ivar tls_server_name: what a server is asked for by SNI, empty for the name in its endpoint.
+    :ivar layer: 3 for IP packets, 2 for Ethernet frames.
     """
 
     role: str = "client"
@@ -88,6 +94,10 @@ class Entry:
     next_kem: str = ""
     next_preshared: t.Mapping[str, str] = field(default_factory=dict)
     device: Data = field(default_factory=dict)
+    transports: t.Mapping[str, int] = field(default_factory=dict)
+    tls_pin: tuple[str, ...] = ()
+    tls_server_name: str = ""
+    layer: int = LAYER_IP
 
     @property
     def server(self) -> bool:
@@ -103,7 +113,7 @@ class Entry:
         return [address for address in (self.address, self.address6) if address]
 
     def as_dict(self) -> dict[str, t.Any]:
-        """As it is written down: what came with format 2 only where there is something."""
+        """As it is written down: what came with a later format only where there is something."""
         later: dict[str, t.Any] = {
             "kem": self.kem,
             "preshared": dict(self.preshared),
@@ -112,6 +122,10 @@ class Entry:
             "next_kem": self.next_kem,
             "next_preshared": dict(self.next_preshared),
             "device": dict(self.device),
+            "transports": dict(self.transports),
+            "tls_pin": list(self.tls_pin),
+            "tls_server_name": self.tls_server_name,
+            "layer": 0 if self.layer == LAYER_IP else self.layer,
         }
         return {
             "role": self.role,
@@ -227,9 +241,10 @@ def render(registry: Registry) -> str:
     lineage = json.dumps(list(registry.lineage))
     barred = ",\n".join("  " + json.dumps(dict(key), ensure_ascii=False) for key in registry.revoked)
     revoked = f' "revoked": [\n{barred}\n ],\n' if barred else ""
-    plain_format = not revoked and all(len(entry) == len(_ENTRY_TYPES) for entry in entries.values())
+    known = {name for entry in entries.values() for name in entry} - set(_ENTRY_TYPES)
+    written = FORMAT if known & set(_WAYS_TYPES) else _FORMAT_KEYS if known or revoked else _FORMAT_PLAIN
     return (
-        f'{{"format": {_FORMAT_PLAIN if plain_format else FORMAT}, "serial": {registry.serial}, '
+        f'{{"format": {written}, "serial": {registry.serial}, '
         f'"lineage": {lineage},\n{revoked} "hosts": {{\n{hosts}\n }}}}\n'
     )
 
@@ -261,7 +276,7 @@ def parse(text: str, path: str = "") -> Registry:
 
 def _registry(data: t.Any) -> Registry:
     _are(data, {"format": int, "serial": int, "lineage": list, "hosts": dict}, "it", {"revoked": list})
-    if data["format"] not in (FORMAT, _FORMAT_PLAIN):
+    if data["format"] not in (FORMAT, _FORMAT_KEYS, _FORMAT_PLAIN):
         raise ValueError(f"it has format {data['format']}")
     if not all(isinstance(id, str) and id for id in data["lineage"]):
         raise ValueError("its lineage has something else than ids")
@@ -293,7 +308,9 @@ _ENTRY_TYPES: dict[str, t.Any] = {  # in the order in which they are written
 }
 
 
-# Since format 2, and only where there is something.
+# Since format 3, and only where there is something.
+_WAYS_TYPES: dict[str, t.Any] = {"transports": dict, "tls_pin": list, "tls_server_name": str, "layer": int}
+# Since format 2, likewise.
 _LATER_TYPES: dict[str, t.Any] = {
     "kem": str,
     "preshared": dict,
@@ -302,6 +319,7 @@ _LATER_TYPES: dict[str, t.Any] = {
     "next_kem": str,
     "next_preshared": dict,
     "device": dict,
+    **_WAYS_TYPES,
 }
 ROLES = ("server", "client", "external")
 # Of an agreement. It is part of a path on hosts.
@@ -315,6 +333,7 @@ def _entry(name: str, data: t.Any) -> Entry:
     if not isinstance(data, dict) or tuple(data) != tuple(_ENTRY_TYPES) or _types(data) != _AS_WRITTEN:
         _are(data, _ENTRY_TYPES, name, _LATER_TYPES)
         _ids(name, data)
+        _ways(name, data)
     acl = data["acl"]
     if data["role"] not in ROLES:
         raise ValueError(f"{name} has the role {data['role']!r}")
@@ -325,7 +344,7 @@ def _entry(name: str, data: t.Any) -> Entry:
         ipaddress.ip_network(network)
     if acl is not None and not (isinstance(acl, list) and all(isinstance(rule, dict) for rule in acl)):
         raise ValueError(f"{name} has an acl that is no list of rules")
-    lists = {key: tuple(data[key]) for key in ("networks", "keyless") if key in data}
+    lists = {key: tuple(data[key]) for key in ("networks", "keyless", "tls_pin") if key in data}
     return Entry(**{**data, **lists, "acl": None if acl is None else tuple(acl)})
 
 
@@ -338,6 +357,16 @@ def _ids(name: str, data: dict[str, t.Any]) -> None:
                 raise ValueError(f"{name} has {key} with something else than ids")
     if not all(isinstance(key, str) for key in data.get("keyless", ())):
         raise ValueError(f"{name} has keyless with something else than keys")
+
+
+def _ways(name: str, data: dict[str, t.Any]) -> None:
+    for transport, port in data.get("transports", {}).items():
+        if transport not in ("udp", "tcp", "tls") or isinstance(port, bool) or not isinstance(port, int):
+            raise ValueError(f"{name} has transports with something else than ports of udp, tcp and tls")
+    if not all(isinstance(pin, str) for pin in data.get("tls_pin", ())):
+        raise ValueError(f"{name} has tls_pin with something else than pins")
+    if data.get("layer", LAYER_IP) not in (2, LAYER_IP):
+        raise ValueError(f"{name} has the layer {data['layer']}")
 
 
 def _types(data: dict[str, t.Any]) -> tuple[type, ...]:

@@ -29,6 +29,8 @@ from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import Entry
 
 Hosts = Mapping[str, Entry]
 Peer = dict[str, t.Any]
+#: How a peer is reached by streams; its successor is where it is.
+_WAYS = ("endpoints", "tls_pin", "tls_server_name", "frame_messages")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def with_successors(
         theirs = hosts.get(str(peer.get("name")))
         if mine is None or theirs is None or not moves(mine, theirs):
             continue
-        same = ("name", "endpoint", "persistent_keepalive")
+        same = ("name", "endpoint", *_WAYS, "persistent_keepalive")
         successor = {option: peer[option] for option in same if peer.get(option)}
         successor |= {
             "public_key": theirs.next_public_key,

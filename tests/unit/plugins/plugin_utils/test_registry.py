@@ -136,7 +136,7 @@ def test_a_damaged_registry_is_refused_with_what_to_do(text: str, says: str) -> 
 
 
 def test_a_newer_registry_is_refused_with_what_to_do() -> None:
-    text = render(SMALL).replace('"format": 1', '"format": 3').replace('"role"', '"rôle"')
+    text = render(SMALL).replace('"format": 1', '"format": 4').replace('"role"', '"rôle"')
     with pytest.raises(RegistryError, match=r"newer version of culvert.vpn .*update the collection"):
         parse(text)
 
