@@ -25,6 +25,7 @@ from ._forecast import Routing
 from ._iptables import Tables
 from ._netfilter_packet import Addresses
 from ._nft_ruleset import Ruleset
+from ._relay_ways import SCHEMES, Current, scheme_of
 from ._routes import Route, Rule
 from ._uapi import Peer, Rejection, Relay
 
@@ -111,6 +112,8 @@ class Facts:
     :ivar knocks: by endpoint.
     :ivar answered: whether an echo request to the destination was answered; ``None`` when none was sent.
     :ivar heard: whether anything came from its peer meanwhile.
+    :ivar ways: of peers that may be reached by streams, or are, by public key.
+    :ivar listeners: TCP ports on which the relay takes streams, by transport.
     :ivar nameservers: that the host asks.
     :ivar clock_ahead_s: how far the host's clock is ahead of the one that is right; ``None``: not known.
     :ivar checks: what ``tunnel_probe`` has found, by the name of the check: ``ok``, ``value``, ``reasons``.
@@ -140,6 +143,8 @@ class Facts:
     knocks: Mapping[str, Knock] = field(default_factory=dict)
     answered: bool | None = None
     heard: bool = False
+    ways: Mapping[str, Current] = field(default_factory=dict)
+    listeners: Mapping[str, int] = field(default_factory=dict)
     nameservers: tuple[str, ...] = ()
     now_s: float = 0.0
     clock_ahead_s: float | None = None
@@ -164,6 +169,11 @@ class Facts:
         """A check of ``tunnel_probe`` that was made and has failed."""
         found = self.checks.get(check)
         return found if found is not None and found.get("ok") is False else None
+
+    def transport_of(self, peer: Peer | None) -> str:
+        """By which transport it is reached now: ``udp``, ``tcp`` or ``tls``."""
+        way = self.ways.get(peer.public_key) if peer else None
+        return scheme_of(way.endpoint) if way else SCHEMES[0]
 
     @property
     def own_address(self) -> str:

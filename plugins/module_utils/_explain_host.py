@@ -35,8 +35,10 @@ from ._knock import knock
 from ._netfilter_packet import Addresses
 from ._netlink import FAMILIES, IFF_UP, netlink_error, rtnetlink, step
 from ._processes import run_command
+from ._relay_listeners import parse_listeners
+from ._relay_ways import parse_ways
 from ._routes import ROUTE_TYPES
-from ._uapi import SOCKET_DIRECTORY, Peer, Relay, query, rejections
+from ._uapi import SOCKET_DIRECTORY, Peer, Relay, about, query, rejections
 
 _RTN_LOCAL = 2
 _REFUSING = {number: name for name, number in ROUTE_TYPES.items() if name != "unicast"}
@@ -154,8 +156,9 @@ def _with_relay(facts: Facts, question: Question, run: Runner, ipr: Any) -> Fact
     if peer is not None:
         facts = replace(facts, answered=_answered(facts, question.timeout_s))
         facts = replace(facts, knocks=_knocks(facts, peer, question.timeout_s))
-    heard = False
+    heard, said = False, ""
     if relay is not None:
+        said = about(path)
         relay = query(path) or relay
         heard = bool(peer and _received(relay, peer) > peer.rx_bytes)
     container, container_name = ("", "") if relay is not None else _container(run, facts.device.name)
@@ -164,6 +167,8 @@ def _with_relay(facts: Facts, question: Question, run: Runner, ipr: Any) -> Fact
         facts,
         relay=relay,
         heard=heard,
+        ways=parse_ways(said),
+        listeners={row["transport"]: row["port"] for row in parse_listeners(said)},
         rejections=rejections(path) if relay is not None else None,
         container=container,
         container_name=container_name,
@@ -194,7 +199,7 @@ def _answered(facts: Facts, timeout_s: float) -> bool | None:
 
 
 def _knocks(facts: Facts, peer: Peer, timeout_s: float) -> dict[str, Knock]:
-    if not peer.endpoint or facts.answered or facts.relay is None:
+    if not peer.endpoint or facts.answered or facts.relay is None or facts.transport_of(peer) != "udp":
         return {}
     host, port = split_endpoint(peer.endpoint)
     return {peer.endpoint: knock(host, port, facts.relay.fwmark, timeout_s)}

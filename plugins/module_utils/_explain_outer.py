@@ -17,16 +17,17 @@ from collections.abc import Iterator
 from ._explain_chains import Passage, through
 from ._explain_facts import Ask, Facts, Stage, Way, split_endpoint
 from ._explain_route import MEND
-from ._netfilter_packet import UDP, Packet, changed
+from ._netfilter_packet import TCP, UDP, Packet, changed
 from ._uapi import Peer
 
+_NAMES = {TCP: "TCP", UDP: "UDP"}
 _ASKED_BY = {4: "ARP", 6: "neighbour discovery"}
 # How long ago the relay may have failed to send for it to say something of now: it has just been made to try.
 _RECENT_S = 5
 #: Errors, and what they mean when they come from the peer's side of the path.
 _ERRORS = {
     "ECONNREFUSED": (
-        "the host {at} answers that nothing listens on UDP port {port} (ICMP port unreachable)",
+        "the host {at} answers that nothing listens on {protocol} port {port}",
         "start the relay there (docker start), or correct the port of the endpoint",
     ),
     "EHOSTUNREACH": (
@@ -39,11 +40,11 @@ _ERRORS = {
     ),
     "EACCES": (
         "{who} reports that packets to {at} are prohibited (EACCES)",
-        "let UDP port {port} pass in the firewall there",
+        "let {protocol} port {port} pass in the firewall there",
     ),
     "EPERM": (
         "this host's own firewall refuses to send to {at} (EPERM)",
-        "let UDP port {port} out",
+        "let {protocol} port {port} out",
     ),
     "EMSGSIZE": ("packets to {at} are larger than its path takes (EMSGSIZE)", "lower the MTU of the tunnel"),
 }
@@ -57,10 +58,11 @@ def stages(facts: Facts, peer: Peer) -> Iterator[Stage]:
     host, port = split_endpoint(peer.endpoint)
     # A server is called: what it sends is an answer.
     called = facts.document("server") is not None
+    stream = facts.transport_of(peer) != "udp"
     packet = Packet(
         ipaddress.ip_address(host.partition("%")[0]),
-        protocol=UDP,
-        sport=relay.listen_port or None,
+        protocol=TCP if stream else UDP,
+        sport=None if stream else relay.listen_port or None,
         dport=port,
         mark=relay.fwmark,
         uid=facts.relay_uid,
@@ -153,7 +155,7 @@ def _firewall(facts: Facts, packet: Packet, out: Passage, called: bool) -> Itera
                 False,
                 f"this host's firewall drops the tunnel's packets on their way out: {passage.by}",
                 "own_firewall",
-                f"let UDP to port {packet.dport} out there",
+                f"let {_NAMES[packet.protocol or UDP]} to port {packet.dport} out there",
             )
             return
     doubtful = next((passage for passage in (out, leaving) if passage.accepted is None), None)
@@ -169,7 +171,7 @@ def _firewall(facts: Facts, packet: Packet, out: Passage, called: bool) -> Itera
             False,
             f"this host's firewall drops what {packet.destination} answers: {back.by}",
             "own_firewall",
-            f"let established connections in, or UDP from port {packet.dport}",
+            f"let established connections in, or {_NAMES[packet.protocol or UDP]} from port {packet.dport}",
         )
     elif back.accepted is None:
         yield Stage("outer chains", None, f"whether the answers get in: {back.doubt_words}")
@@ -216,7 +218,8 @@ def _answer_to(packet: Packet) -> Packet:
         packet.source or nobody,
         source=packet.destination,
         iif=packet.oif,
-        protocol=UDP,
+        protocol=packet.protocol,
+        tcp_flags=frozenset({"SYN", "ACK"}),
         sport=packet.dport,
         dport=packet.sport,
         state="ESTABLISHED",
@@ -276,7 +279,8 @@ def _knocked(facts: Facts, peer: Peer, port: int) -> Iterator[Stage]:
         return
     text, fix = _ERRORS.get(error, ("sending to {at} fails with " + error, "look at the path to it"))
     who = f"the router {reporter}" if reporter and reporter != host else "this host"
-    words = {"at": host, "port": port, "who": who}
+    protocol = "UDP" if facts.transport_of(peer) == "udp" else "TCP"
+    words = {"at": host, "port": port, "who": who, "protocol": protocol}
     name = "own_firewall" if error == "EPERM" else "endpoint_refused"
     if who == "this host" and error in ("EHOSTUNREACH", "ENETUNREACH"):
         name = "endpoint_no_neighbour" if error == "EHOSTUNREACH" else "endpoint_no_route"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 
-from ._explain_chains import guard_of, through
+from ._explain_chains import Passage, guard_of, through
 from ._explain_facts import Ask, Facts, Stage, Way, split_endpoint
 from ._explain_route import MEND, nowhere_near
 from ._netfilter_packet import TCP, UDP, Packet, changed
@@ -60,9 +60,44 @@ def stages(facts: Facts, peer: Peer | None) -> Iterator[Stage]:
 
 
 def _inbound(facts: Facts, peer: Peer | None) -> Iterator[Stage]:
-    port = facts.relay.listen_port if facts.relay else 0
-    if not port:
+    """Whether peers can call: by what carries this one's stream, else by any of the ways that there are."""
+    ports = _ports(facts, peer)
+    if not ports:
         return
+    passages = [(name, port, _call(facts, peer, protocol, port)) for protocol, name, port in ports]
+    shut = [one for one in passages if one[2].accepted is False]
+    if len(shut) == len(passages):
+        name, port, passage = shut[0]
+        yield Stage(
+            "inbound port",
+            False,
+            f"this host's own firewall drops what comes in for the relay's {name} port {port}: {passage.by}",
+            "own_firewall",
+            _let_in(passage.let_by, name, port),
+        )
+        return
+    dropped = "".join(f"; {name} port {port} is dropped" for name, port, _passage in shut)
+    let_in = [f"{name} port {port}" for name, port, passage in passages if passage.accepted]
+    if let_in:
+        are = "are" if len(let_in) > 1 else "is"
+        yield Stage("inbound port", True, f"{' and '.join(let_in)} {are} let in{dropped}")
+        return
+    name, port, passage = next(one for one in passages if one[2].accepted is None)
+    yield Stage("inbound port", None, f"whether {name} port {port} is let in: {passage.doubt_words}{dropped}")
+
+
+def _ports(facts: Facts, peer: Peer | None) -> list[tuple[int, str, int]]:
+    """Number and name of the protocol, and the port, of each way by which the relay may be called."""
+    stream = facts.listeners.get(facts.transport_of(peer))
+    if stream:
+        return [(TCP, "TCP", stream)]
+    listen_port = facts.relay.listen_port if facts.relay else 0
+    udp = [(UDP, "UDP", listen_port)] if listen_port else []
+    return udp + [(TCP, "TCP", port) for port in facts.listeners.values()]
+
+
+def _call(facts: Facts, peer: Peer | None, protocol: int, port: int) -> Passage:
+    """What becomes of a peer's call to one of the relay's ports."""
     host = split_endpoint(peer.endpoint)[0].partition("%")[0] if peer and peer.endpoint else ""
     # Nothing is known of where a peer that never called is: as if from anywhere, by the way out.
     way = facts.ask(Ask(host or nowhere_near(facts.routing, ELSEWHERE[4])))
@@ -72,29 +107,18 @@ def _inbound(facts: Facts, peer: Peer | None) -> Iterator[Stage]:
         here,
         source=ipaddress.ip_address(host) if host else None,
         iif=way.device or None,
-        protocol=UDP,
+        protocol=protocol,
         dport=port,
     )
-    passage = through(facts, ("PREROUTING", "INPUT"), call)
-    if passage.accepted is False:
-        yield Stage(
-            "inbound port",
-            False,
-            f"this host's own firewall drops what comes in for the relay's UDP port {port}: {passage.by}",
-            "own_firewall",
-            _let_in(passage.let_by, port),
-        )
-    elif passage.accepted is None:
-        yield Stage("inbound port", None, f"whether UDP port {port} is let in: {passage.doubt_words}")
-    else:
-        yield Stage("inbound port", True, f"UDP port {port} is let in")
+    return through(facts, ("PREROUTING", "INPUT"), call)
 
 
-def _let_in(command: str, port: int) -> str:
+def _let_in(command: str, protocol: str, port: int) -> str:
+    protocol = protocol.lower()
     if command.startswith("nft"):
-        rule = f"{command} udp dport {port} accept"
+        rule = f"{command} {protocol} dport {port} accept"
         return f"let it pass there ({rule}) and in the file that these rules are loaded from"
-    return f"let it pass first: {command} -I INPUT -p udp --dport {port} -j ACCEPT; or {MEND}"
+    return f"let it pass first: {command} -I INPUT -p {protocol} --dport {port} -j ACCEPT; or {MEND}"
 
 
 def _switch(facts: Facts) -> Stage:

@@ -14,10 +14,12 @@ Pure: the facts are gathered by ``_probe_host``.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Union
 
 from ._icmp import Echo
+from ._relay_ways import Current, scheme_of
 from ._uapi import Peer, Relay
 
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
@@ -59,8 +61,11 @@ class TargetFacts:
     echo: Echo
 
 
-def reasons_of_device(device: DeviceFacts, relay: Relay | None) -> list[str]:
-    """What keeps the whole tunnel from working; empty when nothing does."""
+def reasons_of_device(device: DeviceFacts, relay: Relay | None, layer: int = 3) -> list[str]:
+    """What keeps the whole tunnel from working; empty when nothing does.
+
+    :param layer: that the relay carries. At layer 2 the addresses may be those of a bridge.
+    """
     if not device.exists:
         return [f"there is no device {device.name} on this host; deploy it, or start what makes it at boot"]
     reasons = []
@@ -68,7 +73,7 @@ def reasons_of_device(device: DeviceFacts, relay: Relay | None) -> list[str]:
         reasons.append(f"{device.name} is down; bring it up with: ip link set {device.name} up")
     elif not device.carrier:
         reasons.append(f"{device.name} has no carrier: no relay is attached to it; look at its container")
-    if not device.addresses:
+    if not device.addresses and layer != 2:
         reasons.append(f"{device.name} has no address")
     if relay is None:
         reasons.append(f"no relay answers on the control socket of {device.name}; look at its container")
@@ -87,17 +92,31 @@ def owner_of(address: Address, relay: Relay) -> Peer | None:
     return best[1] if best else None
 
 
+def called(relay: Relay) -> list[Peer]:
+    """The peers that this host keeps a session with, by keepalives."""
+    return [peer for peer in relay.peers if peer.persistent_keepalive_s]
+
+
 def reasons_of_target(
-    target: TargetFacts, device: DeviceFacts, relay: Relay | None, now_s: float
+    target: TargetFacts,
+    device: DeviceFacts,
+    relay: Relay | None,
+    now_s: float,
+    layer: int = 3,
+    ways: Mapping[str, Current] | None = None,
 ) -> list[str]:
-    """Why the target does not answer, or why not through the tunnel; empty when all is well."""
+    """Why the target does not answer, or why not through the tunnel; empty when all is well.
+
+    :param ways: to peers that have several, by public key.
+    """
     reasons = _route_reasons(target, device)
     if target.echo.round_trips_s or target.route.local:
         return reasons
-    reasons += _peer_reasons(target.address, relay, now_s) if relay else []
+    if relay and layer == 3:
+        reasons += _peer_reasons(target.address, relay, now_s, ways or {})
     if target.echo.refusal and target.route.device:
         reasons.append(f"the kernel refuses to send to {target.address}: {target.echo.refusal}")
-    if not reasons and not reasons_of_device(device, relay):
+    if not reasons and not reasons_of_device(device, relay, layer):
         reasons.append(
             f"{target.address} does not answer although the way to it is in order here: look at the other "
             "side, whether it routes its answers into the tunnel, and whether a firewall drops ICMP"
@@ -121,7 +140,7 @@ def _route_reasons(target: TargetFacts, device: DeviceFacts) -> list[str]:
     return []
 
 
-def _peer_reasons(address: Address, relay: Relay, now_s: float) -> list[str]:
+def _peer_reasons(address: Address, relay: Relay, now_s: float, ways: Mapping[str, Current]) -> list[str]:
     peer = owner_of(address, relay)
     if peer is None:
         return [f"{address} is in no peer's allowed IPs, so the relay drops what is sent there"]
@@ -133,9 +152,11 @@ def _peer_reasons(address: Address, relay: Relay, now_s: float) -> list[str]:
         return [f"the latest handshake with {who} was {age_s} s ago: it has gone silent"]
     if peer.endpoint is None:
         return [f"there was no handshake with {who} yet: it has to call first"]
+    way = ways.get(peer.public_key, Current())
+    by = f"any of {', '.join(way.endpoints)}" if way.endpoints else scheme_of(way.endpoint).upper()
     return [
         (
-            f"there was no handshake with {who} yet: does UDP reach it, is its relay running, does it know "
+            f"there was no handshake with {who} yet: does {by} reach it, is its relay running, does it know "
             "this host's public key, and have both the same pre-shared key?"
         )
     ]

@@ -23,6 +23,7 @@ from ._leaks import LeakFacts, Trial
 from ._nameservers import RESOLV_CONF, Resolvers
 from ._probe_look import Surroundings
 from ._probe_spec import ProbeSpec, Target
+from ._relay_ways import Current
 from ._responder import PathMtu, Transfer
 from ._uapi import Relay
 
@@ -35,6 +36,8 @@ class Findings:
     :ivar seen_as: the same of the responder.
     :ivar resolvers_outside: resolvers of the host that are reached outside the tunnel, and by which device.
     :ivar drift: what somebody changed of the host's documents, in words.
+    :ivar layer: that the relay carries.
+    :ivar ways: to peers that have several, or are reached by a stream, by public key.
     :ivar trouble: why something could not be looked at, by name of the check.
     """
 
@@ -56,6 +59,8 @@ class Findings:
     clock_offset_s: float | None = None
     drift: Sequence[str] | None = None
     explained: Sequence[Mapping[str, Any]] | None = None
+    layer: int = 3
+    ways: Mapping[str, Current] = field(default_factory=dict)
     trouble: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -94,7 +99,7 @@ def checks(spec: ProbeSpec, found: Findings) -> list[Check]:
 
 
 def _device(spec: ProbeSpec, found: Findings) -> _Judged:
-    reasons = _probe.reasons_of_device(found.device, found.relay or Relay())
+    reasons = _probe.reasons_of_device(found.device, found.relay or Relay(), found.layer)
     state = "up" if found.device.up else "down" if found.device.exists else "missing"
     return not reasons, state, reasons
 
@@ -107,19 +112,28 @@ def _relay(spec: ProbeSpec, found: Findings) -> _Judged:
 
 
 def _handshake(spec: ProbeSpec, found: Findings) -> _Judged:
-    if found.relay is None or not found.targets:
+    """With those who own the targets; at layer 2, where nobody owns an address, with those who are called."""
+    if found.relay is None:
+        return _UNASKED
+    asked = [
+        (target.name, _probe.owner_of(target.address, found.relay))
+        for target, facts in found.targets
+        if not facts.route.local
+    ]
+    if found.layer == 2:
+        asked = [(str(peer.endpoint), peer) for peer in _probe.called(found.relay)]
+    if not asked and not found.targets:
         return _UNASKED
     ages: list[int] = []
     reasons = []
-    for target, facts in found.targets:
-        peer = None if facts.route.local else _probe.owner_of(target.address, found.relay)
+    for name, peer in asked:
         if peer is None:
             continue
         age_s = peer.handshake_age_s(found.now_s)
         ages += [] if age_s is None else [age_s]
         if age_s is None or (spec.handshake_max_age_s and age_s > spec.handshake_max_age_s):
             since = "there was none yet" if age_s is None else f"the latest was {age_s} s ago"
-            reasons.append(f"no handshake with {target.name} (peer {peer.public_key[:8]}...): {since}")
+            reasons.append(f"no handshake with {name} (peer {peer.public_key[:8]}...): {since}")
     oldest = max(ages) if ages else None
     return (not reasons if spec.handshake_max_age_s else None), oldest, reasons
 
@@ -130,7 +144,9 @@ def _round_trip(spec: ProbeSpec, found: Findings) -> _Judged:
     times_s = [time_s for _target, facts in found.targets for time_s in facts.echo.round_trips_s]
     reasons: list[str] = []
     for _target, facts in found.targets:
-        reasons += _probe.reasons_of_target(facts, found.device, found.relay, found.now_s)
+        reasons += _probe.reasons_of_target(
+            facts, found.device, found.relay, found.now_s, found.layer, found.ways
+        )
         if not facts.echo.round_trips_s and not reasons:
             reasons.append(f"{facts.address} does not answer")
     mean_ms = round(1000 * sum(times_s) / len(times_s), 3) if times_s else None

@@ -14,6 +14,7 @@ one, and what cannot work without an answer from the tunnel is left out when non
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -25,7 +26,9 @@ from ._path_echo import search_path
 from ._path_mtu import Search
 from ._probe_checks import Check, Findings, checks
 from ._probe_spec import ProbeSpec, Question
-from ._uapi import query, rejections
+from ._relay_listeners import parse_layer
+from ._relay_ways import Current, parse_ways, scheme_of
+from ._uapi import Peer, Relay, about, query, rejections
 
 _PATH_ROUND_S = 1.0
 _EXPLAINED_WITHIN_S = 1.0
@@ -33,6 +36,7 @@ _EXPLAINED_AT_A_TIME = 4
 # How the names of causes begin by which nothing is wrong here, and nobody is there.
 _SILENCE = ("endpoint_", "other_side")
 _ECHO_MIN_BYTES = 576
+_ASK_EACH_S = 0.2
 
 
 def probe(spec: ProbeSpec, run: Runner) -> dict[str, Any]:
@@ -44,9 +48,11 @@ def probe(spec: ProbeSpec, run: Runner) -> dict[str, Any]:
     device, mtu_bytes = _probe_look.look_at_device(spec.device)
     targets = _probe_look.targets_of(spec, device)
     # After the echoes: they are what makes an idle tunnel shake hands.
-    relay = query(spec.socket_path)
+    relay, layer, ways = _ask(spec)
     values: dict[str, Any] = {
         "device": device,
+        "layer": layer,
+        "ways": ways,
         "mtu_bytes": mtu_bytes,
         "relay": relay,
         "targets": targets,
@@ -62,6 +68,33 @@ def probe(spec: ProbeSpec, run: Runner) -> dict[str, Any]:
                 values.update(gathered)
     found = Findings(**values, trouble=trouble)
     return _result(spec, found, checks(spec, found))
+
+
+def _ask(spec: ProbeSpec) -> tuple[Relay | None, int, Mapping[str, Current]]:
+    """The relay, its layer, and by which ways its peers are reached.
+
+    At layer 2 nothing that was sent makes it shake hands. What it does by itself is waited for.
+    """
+    ends_s = time.monotonic() + spec.count * spec.timeout_s
+    while True:
+        relay = query(spec.socket_path)
+        if relay is None:
+            return None, 3, {}
+        said = about(spec.socket_path)
+        layer = parse_layer(said)
+        silent = [peer for peer in _probe.called(relay) if peer.handshake_age_s(time.time()) is None]
+        if layer == 3 or not silent or time.monotonic() > ends_s:
+            return relay, layer, parse_ways(said)
+        time.sleep(_ASK_EACH_S)
+
+
+def _transport(peer: Peer | None, ways: Mapping[str, Current]) -> str | None:
+    """By which transport a peer is reached now."""
+    if peer is None:
+        return None
+    way = ways.get(peer.public_key)
+    endpoint = way.endpoint if way else peer.endpoint
+    return scheme_of(endpoint) if endpoint else None
 
 
 def _egress(spec: ProbeSpec, found: Findings, run: Runner, trouble: dict[str, str]) -> dict[str, Any]:
@@ -183,7 +216,7 @@ def _tried(look: Callable[[], Any], names: tuple[str, ...], trouble: dict[str, s
 
 
 def _result(spec: ProbeSpec, found: Findings, made: list[Check]) -> dict[str, Any]:
-    reasons = _probe.reasons_of_device(found.device, found.relay)
+    reasons = _probe.reasons_of_device(found.device, found.relay, found.layer)
     egress, problem = found.egress or (None, "")
     reasons += [problem] if problem else []
     targets = _target_results(found)
@@ -193,6 +226,7 @@ def _result(spec: ProbeSpec, found: Findings, made: list[Check]) -> dict[str, An
         "reasons": reasons,
         "device_addresses": list(found.device.addresses),
         "targets": targets,
+        "transports": _transports(found, targets),
         "egress_address": egress,
         "checks": [check.result for check in made],
         "explained": list(found.explained or ()),
@@ -217,10 +251,21 @@ def _target_results(found: Findings) -> list[dict[str, Any]]:
                 "rtt_ms": round(1000 * sum(times_s) / len(times_s), 3) if times_s else None,
                 "loss": round(facts.echo.loss, 3),
                 "handshake_age_s": peer.handshake_age_s(found.now_s) if peer else None,
-                "reasons": _probe.reasons_of_target(facts, found.device, found.relay, found.now_s),
+                "transport": _transport(peer, found.ways),
+                "reasons": _probe.reasons_of_target(
+                    facts, found.device, found.relay, found.now_s, found.layer, found.ways
+                ),
             }
         )
     return results
+
+
+def _transports(found: Findings, targets: list[dict[str, Any]]) -> list[str]:
+    """Those by which the targets are reached; at layer 2, those by which the peers are."""
+    used = [target["transport"] for target in targets]
+    if found.layer == 2 and found.relay:
+        used = [_transport(peer, found.ways) for peer in found.relay.peers]
+    return sorted({transport for transport in used if transport})
 
 
 def blank(spec: ProbeSpec, missing: MissingRequirement) -> dict[str, Any]:
@@ -233,6 +278,7 @@ def blank(spec: ProbeSpec, missing: MissingRequirement) -> dict[str, Any]:
             "rtt_ms": None,
             "loss": 1.0,
             "handshake_age_s": None,
+            "transport": None,
             "reasons": [],
         }
         for target in spec.targets
@@ -242,6 +288,7 @@ def blank(spec: ProbeSpec, missing: MissingRequirement) -> dict[str, Any]:
         "reasons": [str(missing)],
         "device_addresses": [],
         "targets": targets,
+        "transports": [],
         "egress_address": None,
         "checks": [],
         "explained": [],

@@ -288,11 +288,23 @@ targets:
       description: Seconds since the latest handshake with the peer that owns the address, V(null) for never.
       type: int
       sample: 12
+    transport:
+      description:
+        - By which transport that peer is reached now, V(udp), V(tcp) or V(tls). V(null) if that is not known.
+      type: str
+      sample: tls
     reasons:
       description: What is wrong with it, empty when nothing is.
       type: list
       elements: str
       sample: ["10.86.0.9 is in no peer's allowed IPs, so the relay drops what is sent there"]
+transports:
+  description:
+    - By which transports the targets are reached. Of a relay that carries frames, by which its peers are.
+  returned: success
+  type: list
+  elements: str
+  sample: [tls]
 egress_address:
   description: The address that O(egress_url) answered with, V(null) when it did not.
   returned: success

@@ -85,6 +85,7 @@ def verdict(found: Mapping) -> dict[str, t.Any]:
         "role": str(found.get("role", "")),
         "verdict": "unreachable" if gone else "FAIL" if cause else "ok",
         "says": cause_text(cause),
+        "transports": [str(name) for name in probe.get("transports") or []],
         "cause": cause,
         "checks": checks,
         "explained": [_brief(answer) for answer in probe.get("explained") or []],
@@ -246,8 +247,13 @@ def verdict_lines(verdicts: t.Sequence[Mapping]) -> list[str]:
     for one in verdicts:
         marks = {check["name"]: _mark(check) for check in one["checks"]}
         checks = {name: marks.get(name, _NOTHING) for name in asked}
-        rows.append({"host": one["host"], "role": one["role"], "verdict": one["verdict"], **checks})
-    lines = status_table(rows, ["host", "role", "verdict", *asked]).split("\n")
+        used = ", ".join(one.get("transports") or []) or _NOTHING
+        row = {"host": one["host"], "role": one["role"], "transport": used, "verdict": one["verdict"]}
+        rows.append({**row, **checks})
+    # Of no interest where it is UDP everywhere.
+    other = any(set(one.get("transports") or []) - {"udp"} for one in verdicts)
+    columns = ["host", "role", *(["transport"] if other else []), "verdict", *asked]
+    lines = status_table(rows, columns).split("\n")
     causes = [f"{one['host']}: {one['says']}" for one in verdicts if one["cause"]]
     return [*lines, *([""] if causes else []), *causes]
 

@@ -33,6 +33,18 @@ _ASKED = {
     "packages": "{{ __relay_wanted_packages }}",
     "public_key": "{{ __relay_identity.public_key }}",
     "addresses": "{{ __relay_identity.addresses }}",
+    "listens": "{{ [__relay_listen_tcp | int, __relay_listen_tls | int] }}",
+    "looks_for": "{{ __relay_looked_for.tcp_ports }}",
+    "transports": "{{ __relay_identity.transports }}",
+    "pin": "{{ __relay_identity.tls_pin }}",
+    "capabilities": "{{ __relay_container_options.capabilities }}",
+    "volumes": "{{ __relay_container_options.volumes }}",
+    "certificate": "{{ [__relay_tls_certificate_file, __relay_tls_private_key_file] }}",
+    "tls_name": "{{ __relay_tls_name }}",
+    "reloads": "{{ __relay_reloads | bool }}",
+    "device": "{{ __relay_device }}",
+    "bridge_chains": "{{ __relay_bridge_chains }}",
+    "mss_chains": "{{ __relay_mss_chains | length }}",
 }
 FALLBACK, PREVIOUS = "culvert/relay:fallback-culvert0", "culvert/relay:previous-culvert0"
 # A host on which all is as it should be.
@@ -207,6 +219,101 @@ HOSTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {},
         {"problems": ["has no /dev/net/tun", "no engine answers"]},
     ),
+    "gate": (
+        {},
+        {"relay_transports": ["udp", "tcp", "tls"], "__relay_certificate": {"pin": "cGlu", "changed": True}},
+        {
+            "listens": [8443, 443],
+            "looks_for": [8443, 443],
+            "transports": {"udp": 51820, "tcp": 8443, "tls": 443},
+            "pin": "cGlu",
+            "capabilities": ["NET_ADMIN", "NET_BIND_SERVICE", "SETGID", "SETUID"],
+            "certificate": ["/etc/culvert/culvert0.tls/certificate.pem", "/etc/culvert/culvert0.tls/key.pem"],
+            "tls_name": "gate",
+            "container": True,
+            "reloads": True,
+            "problems": [],
+        },
+    ),
+    "plain-gate": ({}, {}, {"transports": {}, "listens": [0, 0], "reloads": False, "pin": ""}),
+    "hidden-gate": (
+        {},
+        {
+            "relay_transports": ["tls"],
+            "relay_tls_port": 8443,
+            "relay_endpoint_host": "198.51.100.1",
+            "relay_tls_certificate": "/srv/tls/vpn.crt",
+            "relay_tls_private_key": "/srv/keys/vpn.key",
+        },
+        {
+            "transports": {"tls": 8443},
+            "capabilities": ["NET_ADMIN", "SETGID", "SETUID"],
+            "volumes": [
+                "/etc/culvert:/etc/culvert:ro",
+                "/run/wireguard:/run/wireguard:rw",
+                "/srv/keys:/srv/keys:ro",
+                "/srv/tls:/srv/tls:ro",
+                "/var/lib/culvert/relay/culvert0:/var/lib/culvert/relay/culvert0:rw",
+            ],
+            "certificate": ["/srv/tls/vpn.crt", "/srv/keys/vpn.key"],
+            "tls_name": "",
+        },
+    ),
+    "client-of-streams": (
+        {},
+        {"relay_transports": ["udp", "tls"]},
+        {
+            "listens": [0, 0],
+            "looks_for": [],
+            "transports": {},
+            "container": False,
+            "capabilities": ["NET_ADMIN", "SETGID", "SETUID"],
+        },
+    ),
+    "taken-gate": (
+        {"tcp_ports": {"443": {"address": "0.0.0.0", "process": "nginx", "pid": 7}}},
+        {"relay_transports": ["udp", "tls"]},
+        {
+            "problems": [
+                "relay_tls_port: TCP port 443 of taken-gate is taken by nginx (process 7, at 0.0.0.0): give"
+            ]
+        },
+    ),
+    "switched": (
+        {"files": {"/sys/class/net/br0/bridge": True}, "kernel_ipv6": False},
+        {
+            "relay_layer": 2,
+            "relay_bridge": "br0",
+            "relay_identity": {"interface": "culvert0", "addresses": ["10.86.0.7/16"]},
+        },
+        {
+            "problems": [],
+            "device": {
+                "name": "culvert0",
+                "owner": "51820",
+                "group": "51820",
+                "mtu": 1500,
+                "addresses": [],
+                "mode": "tap",
+                "bridge": "br0",
+            },
+            "bridge_chains": [
+                {
+                    "name": "CULVERT-BRIDGE",
+                    "table": "filter",
+                    "family": "ipv4",
+                    "jump": {"from": "FORWARD"},
+                    "rules": ["-i br0 -o br0 -j ACCEPT"],
+                }
+            ],
+            "mss_chains": 0,
+        },
+    ),
+    "without-bridge": (
+        {"files": {"/sys/class/net/br0/bridge": False}},
+        {"relay_layer": 2, "relay_bridge": "br0"},
+        {"problems": ["relay_bridge: without-bridge has no bridge br0"]},
+    ),
     "nobody": ({"tun": False}, {"uid": 65534}, {"problems": ["user nobody, not as root"]}),
     "fedora": ({}, {"family": "RedHat"}, {"problems": ["relay_install_packages: this role installs"]}),
 }
@@ -251,7 +358,17 @@ def decided(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     )
     hosts = {name: {"seen": _seen(different), **own} for name, (different, own, _decided) in HOSTS.items()}
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
-    (directory / "inventory.yml").write_text(json.dumps({"all": {"hosts": hosts, "vars": local}}))
+    local |= {"__relay_configured": {"reload": False}}
+    usual = {"relay_identity": {"interface": "culvert0", "addresses": ["10.86.0.7/16", "fd86::7/64"]}}
+    groups = {
+        f"vpn_{role}s": {"hosts": {name: {} for name in names}}
+        for role, names in (
+            ("server", [n for n in hosts if n.endswith("gate")]),
+            ("client", ["client-of-streams"]),
+        )
+    }
+    inventory = {"all": {"hosts": hosts, "vars": {**local, **usual}, "children": groups}}
+    (directory / "inventory.yml").write_text(json.dumps(inventory))
     done = subprocess.run(
         [
             str(Path(sys.executable).with_name("ansible-playbook")),

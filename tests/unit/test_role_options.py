@@ -113,7 +113,111 @@ HOSTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         ["run/journal/log is not the absolute path"],
     ),
     "quick": ("relay", {"relay_batch": "quick", "relay_confirm_timeout_s": 9}, ["quick"]),
+    "streams": (
+        "relay",
+        {
+            "relay_transports": ["tls", "tcp"],
+            "relay_tls_certificate": "/etc/tls/vpn.crt",
+            "relay_tls_private_key": "/etc/tls/vpn.key",
+            "relay_tls_server_name": "vpn.example.org",
+        },
+        [],
+    ),
+    "no transport": ("relay", {"relay_transports": []}, ["relay_transports:  is not a list of udp, tcp"]),
+    "quic": ("relay", {"relay_transports": ["udp", "quic"]}, ["udp, quic is not a list of udp, tcp and tls"]),
+    "twofold": ("relay", {"relay_transports": ["tls", "tls"]}, ["relay_transports names one twice"]),
+    "one port": (
+        "relay",
+        {"relay_transports": ["udp", "tcp", "tls"], "relay_tcp_port": 443},
+        ["relay_tcp_port and relay_tls_port are both 443"],
+    ),
+    "no port": ("relay", {"relay_tls_port": 65536}, ["relay_tls_port: 65536 is not a port"]),
+    "half a pair": (
+        "relay",
+        {"relay_tls_certificate": "/etc/tls/vpn.crt"},
+        ["relay_tls_certificate and relay_tls_private_key belong together"],
+    ),
+    "relative": (
+        "relay",
+        {"relay_tls_certificate": "vpn.crt", "relay_tls_private_key": "/etc/vpn.key"},
+        ["not absolute paths on the host"],
+    ),
+    "nameless": ("relay", {"relay_tls_server_name": "a b"}, ["relay_tls_server_name: a b is not a name"]),
+    "frames": ("relay", {"relay_layer": 2, "relay_bridge": "br-lan", "relay_client_isolation": True}, []),
+    "layer": ("relay", {"relay_layer": 4}, ["relay_layer: 4 is neither 2 nor 3"]),
+    "bridged packets": ("relay", {"relay_bridge": "br0"}, ["relay_bridge: br0 needs relay_layer 2"]),
+    "own bridge": (
+        "relay",
+        {"relay_layer": 2, "relay_bridge": "culvert0"},
+        ["culvert0 is not a name that another device than relay_interface"],
+    ),
+    "isolated packets": (
+        "relay",
+        {"relay_client_isolation": True},
+        ["relay_client_isolation is for relay_layer 2"],
+    ),
+    "storm": (
+        "relay",
+        {"relay_layer": 2, "relay_storm_limit": -1},
+        ["relay_storm_limit: -1 is not a number"],
+    ),
+    "group of frames": (
+        "relay",
+        {"relay_layer": 2, "relay_failover": {"allowed_ips": ["0.0.0.0/0"]}},
+        ["relay_failover", "At layer 2 there is one server"],
+    ),
+    "bridged": ("client", {"relay_layer": 2, "client_tunnel_prefixes": [], "client_servers": []}, []),
+    "bridged routes": (
+        "client",
+        {
+            "relay_layer": 2,
+            "client_tunnel_prefixes": ["0.0.0.0/0"],
+            "client_networks": ["10.9.0.0/16"],
+            "client_acl": [],
+            "client_kill_switch": True,
+            "client_dns_servers": ["10.9.0.53"],
+        },
+        [
+            f"{name} is for relay_layer 3"
+            for name in ("client_tunnel_prefixes", "client_networks", "client_acl", "client_kill_switch")
+        ]
+        + ["client_dns_servers is for relay_layer 3"],
+    ),
+    "by tls alone": (
+        "client",
+        {"client_transports": ["tls"], "client_servers": ["hidden"]},
+        ["client_transports: by tls alone goes by tls, and gate offers udp alone (relay_transports)"],
+    ),
+    "by nothing": (
+        "client",
+        {"client_transports": []},
+        ["client_transports:  is not a list of udp, tcp and tls"],
+    ),
+    "by udp": ("client", {"client_transports": ["udp"]}, ["by udp goes by udp, and hidden offers tls alone"]),
     "gate": ("server", {"server_resolver": "dnsmasq", "server_resolver_upstreams": ["10.0.0.53"]}, []),
+    "hidden": ("server", {"relay_transports": ["tls"]}, []),
+    "crowded": (
+        "server",
+        {"relay_transports": ["udp", "tcp"], "relay_tcp_port": 51821},
+        ["server_responder_port has port 51821, which is relay_tcp_port, too"],
+    ),
+    "switch": (
+        "server",
+        {
+            "relay_layer": 2,
+            "server_site_networks": ["10.20.0.0/16"],
+            "server_client_isolation": True,
+            "server_resolver": "dnsmasq",
+            "server_drain": True,
+        },
+        [
+            "server_site_networks is for relay_layer 3",
+            "server_client_isolation is for relay_layer 3 (use relay_client_isolation)",
+            "server_resolver is for relay_layer 3",
+            "server_drain is for relay_layer 3",
+            "relay_layer 2 needs one server, and vpn_servers has",
+        ],
+    ),
     "unknown": ("server", {"server_resolver": "unbound"}, ["unbound is none of none, dnsmasq"]),
     "upstream": (
         "server",

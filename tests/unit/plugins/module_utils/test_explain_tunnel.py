@@ -16,6 +16,7 @@ from ansible_collections.culvert.vpn.plugins.module_utils._explain_facts import 
 from ansible_collections.culvert.vpn.plugins.module_utils._explain_way import model
 from ansible_collections.culvert.vpn.plugins.module_utils._forecast import Routing
 from ansible_collections.culvert.vpn.plugins.module_utils._nft_ruleset import Chain, Ruleset
+from ansible_collections.culvert.vpn.plugins.module_utils._relay_ways import Current
 from ansible_collections.culvert.vpn.plugins.module_utils._routes import Route, Rule
 from ansible_collections.culvert.vpn.plugins.module_utils._uapi import Rejection, Relay, parse_rejections
 
@@ -205,6 +206,28 @@ def test_the_servers_own_firewall() -> None:
     assert stage_of(facts, "inbound port")["ok"] is None
     perhaps = NAT + filtering("INPUT", "-m set --match-set friends src -j ACCEPT", policy="DROP")
     assert stage_of(server(tables=tables(perhaps)), "inbound port")["ok"] is None
+
+
+def test_a_server_that_takes_streams_is_called_by_any_of_its_ports() -> None:
+    shut = NAT + filtering("INPUT", "-p udp -m udp --dport 51820 -j DROP")
+    listening = server(tables=tables(shut), listeners={"tls": 443})
+    stage = stage_of(listening, "inbound port")
+    assert (stage["ok"], stage["text"]) == (True, "TCP port 443 is let in; UDP port 51820 is dropped")
+    both = NAT + filtering("INPUT", policy="DROP")
+    assert_cause(server(tables=tables(both), listeners={"tls": 443}), "own_firewall", "UDP port 51820")
+
+
+def test_a_peer_that_came_by_a_stream_is_looked_at_as_one() -> None:
+    by_tls = {CLIENT_KEY: Current(f"tls://{CLIENT}:40000", "preferred")}
+    shut = NAT + filtering("INPUT", "-p tcp -m tcp --dport 443 -j DROP")
+    facts = server(tables=tables(shut), listeners={"tls": 443}, ways=by_tls)
+    assert_cause(facts, "own_firewall", "TCP port 443: table filter, chain INPUT")
+    assert stage_of(replace(facts, ways={}), "inbound port")["ok"] is True
+    own = {SERVER_KEY: Current(f"tls://{SERVER}:443", "fallback", (f"{SERVER}:51820", f"tls://{SERVER}:443"))}
+    kept_in = filtering("OUTPUT", f"-d {SERVER}/32 -p tcp -m tcp --dport 51820 -j DROP")
+    assert cause_of(client(tables=tables(kept_in))) is None
+    assert_cause(client(tables=tables(kept_in), ways=own), "own_firewall", "OUTPUT")
+    assert cause_of(client(tables=tables(kept_in), ways=own))["fix"] == "let TCP to port 51820 out there"
 
 
 def test_a_server_that_does_not_forward() -> None:

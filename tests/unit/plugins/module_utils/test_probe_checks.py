@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ansible_collections.culvert.vpn.plugins.module_utils import _icmp, _leaks, _probe
+from ansible_collections.culvert.vpn.plugins.module_utils import _icmp, _leaks, _probe, _relay_ways
 from ansible_collections.culvert.vpn.plugins.module_utils._core import SpecError
 from ansible_collections.culvert.vpn.plugins.module_utils._iptables import Table
 from ansible_collections.culvert.vpn.plugins.module_utils._kill_switch import Held, state_of
@@ -66,6 +66,37 @@ def test_handshakes_grow_old() -> None:
     assert judged("handshake", late).ok is None
     never = replace(FOUND, relay=Relay(peers=(replace(PEER, latest_handshake_s=0),)))
     assert "none yet" in judged("handshake", never, handshake_max_age_s=180).reasons[0]
+
+
+def test_at_layer_2_those_who_are_called_have_to_have_shaken_hands() -> None:
+    """The device may be a bridge's, without addresses, and there may be nobody to send an echo to."""
+    calls = replace(PEER, allowed_ips=(), persistent_keepalive_s=25)
+    frames = replace(
+        FOUND,
+        device=replace(DEVICE, addresses=()),
+        relay=Relay("own", 51820, 51820, (calls,)),
+        targets=[],
+        layer=2,
+    )
+    assert judged("device", frames).ok is True
+    assert judged("device", replace(frames, layer=3)).ok is False
+    assert judged("handshake", frames, handshake_max_age_s=180) == Check("handshake", True, 10)
+    silent = replace(frames, relay=Relay(peers=(replace(calls, latest_handshake_s=0),)))
+    assert "198.51.100.9:51820" in judged("handshake", silent, handshake_max_age_s=180).reasons[0]
+    # A server is called: who has not called may be switched off.
+    waits = replace(frames, relay=Relay(peers=(replace(calls, persistent_keepalive_s=0),)))
+    assert judged("handshake", waits, handshake_max_age_s=180).ok is None
+
+
+def test_who_has_several_ways_and_no_handshake_is_asked_for_all_of_them() -> None:
+    ways = {
+        PEER.public_key: _relay_ways.Current("", "trying", ("198.51.100.9:51820", "tls://198.51.100.9:443"))
+    }
+    never = Relay("own", 51820, 51820, (replace(PEER, latest_handshake_s=0),))
+    dead = replace(FOUND, relay=never, targets=[target()])
+    assert "does UDP reach it" in judged("round_trip", dead).reasons[0]
+    reasons = judged("round_trip", replace(dead, ways=ways)).reasons
+    assert "does any of 198.51.100.9:51820, tls://198.51.100.9:443 reach it" in reasons[0]
 
 
 def test_round_trip_and_loss() -> None:

@@ -54,6 +54,14 @@ SILENT = stopped("handshake", "no answer", "endpoint_silent")
 DEAD = (check("device"), check("round_trip", False, "10.86.0.1 does not answer"))
 
 
+def test_the_table_shows_transports_where_one_is_not_udp() -> None:
+    plain, stream = judged(probe(transports=["udp"])), judged(probe(transports=["tls"]))
+    assert "transport" not in verdict_lines([plain])[0]
+    lines = verdict_lines([plain, {**stream, "host": "c2"}, {**judged(probe()), "host": "c3"}])
+    assert lines[0].split()[:4] == ["host", "role", "transport", "verdict"]
+    assert [line.split()[2] for line in lines[2:5]] == ["udp", "tls", "\u2013"]
+
+
 def test_a_host_that_is_well_has_no_cause() -> None:
     one = judged(probe(check("device"), check("clock", None), check("loss", value=0.0)))
     assert (one["verdict"], one["cause"], one["says"]) == ("ok", None, "")
