@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from .about_layer2 import layer2_lines, read_layer
+from .about_streams import read_streams
 from .allowedips import Network
 from .device import Device
 from .keys import encode_base64
@@ -193,6 +194,7 @@ def read_about(text: str) -> dict[str, Any]:
     if values.get("errno") != ["0"] or not {"batch", "offloads"} <= values.keys():
         nothing: dict[str, Any] = dict.fromkeys(("batch", "offloads", "failover", "version", "instance"))
         nothing |= dict.fromkeys(("alternate_public_key", "layer", "layer2", "ports"))
+        nothing |= read_streams({})
         return {**nothing, "rejections": [], "captures": [], "limits": {}, "bonds": None}
     # Names that we do not know may be a later relay's.
     offloads = [name for name in values["offloads"][0].split(", ") if name != "none"]
@@ -207,6 +209,7 @@ def read_about(text: str) -> dict[str, Any]:
         "instance": values.get("instance", [None])[0],
         "limits": _read_limits(values),
         **_read_bonds(values),
+        **read_streams(values),
     }
 
 

@@ -1,7 +1,8 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The configuration file: WireGuard's INI dialect, with options of our own: for keys kept in files, for how
-the relay moves packets, for a failover group, for limits and events, and for identities that are replaced.
+the relay moves packets and where it takes streams, for a failover group, for limits and events, and for
+identities that are replaced.
 
 Read as ``wg setconf`` reads it: ``#`` starts a comment, names are case-insensitive, spaces do not count.
 """
@@ -101,6 +102,8 @@ class Config:
     private_key: bytes | None = field(default=None, repr=False)
     alternate_private_key: bytes | None = field(default=None, repr=False)
     listen_port: int | None = None
+    listen_tcp: int | None = None
+    "The port on which streams are taken as they are."
     fwmark: int = 0
     mtu_bytes: int | None = None
     tls_listener: TlsListener | None = field(default=None, repr=False, compare=False)
@@ -128,8 +131,14 @@ class Config:
     @property
     def ports(self) -> tuple[int, ...]:
         """The ports that it listens on; 0 for one of the kernel's choice."""
-        tls = () if self.tls_listener is None else (self.tls_listener.port,)
-        return (self.listen_port or 0, *tls)
+        return (self.listen_port or 0, *self.stream_ports.values())
+
+    @property
+    def stream_ports(self) -> dict[str, int]:
+        """Where connections are taken, by the scheme of their endpoints."""
+        tls = None if self.tls_listener is None else self.tls_listener.port
+        ports = {"tcp": self.listen_tcp, "tls": tls}
+        return {scheme: port for scheme, port in ports.items() if port is not None}
 
 
 def load_config(path: str) -> Config:
@@ -168,6 +177,7 @@ _INTERFACE: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "tlscertificatefile": ("TLSCertificateFile", str),
     "tlsprivatekeyfile": ("TLSPrivateKeyFile", str),
     "tlsalpn": ("TLSAlpn", read_alpn),
+    "listentcp": ("ListenTCP", read_listen_port),
     "fwmark": ("FwMark", read_fwmark),
     "mtu": ("MTU", read_mtu),
     "batch": ("Batch", parse_batch),
@@ -340,6 +350,7 @@ class _Parser:
             private_key=private_key,
             alternate_private_key=alternate_key,
             listen_port=values.get("listenport"),
+            listen_tcp=values.get("listentcp"),
             fwmark=values.get("fwmark", 0),
             mtu_bytes=values.get("mtu"),
             tls_listener=self._tls_listener(interface),

@@ -1,11 +1,14 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Handing a running relay over to another process: TUN, UDP sockets, control socket and every session.
+"""Handing a running relay over to another process: TUN, sockets and every session. (Sockets that listen for
+streams go along where the new one says that it knows what to do with them; connections do not, for nobody
+could go on with what is half written: their far ends connect anew, and the sessions are there.)
 
 The words, over a connection to the control socket (mode 0600: both processes have one owner), and what holds
 between them::
 
-    new   take_over=1, format=1      it is ready to begin: code loaded, configuration read, root given up
+    new   take_over=1, format=1      it is ready to begin: code loaded, configuration read, root given up;
+          listeners=1                it takes sockets that listen, labelled in the state
     old   errno=0, the state, the descriptors (SCM_RIGHTS)
                                      from here on the old one reads nothing and sends nothing
     new   ready=1                    it has made a relay of all that, which has sent nothing
@@ -51,12 +54,15 @@ from typing import Any
 from . import __version__
 from .constants import HANDOVER_FORMAT
 from .errors import CulvertError
-from .handover_state import read_state, write_state
+from .handover_state import read_listeners, read_state, write_state
+from .outside import datagrams_of
 from .relay import Relay
+from .transport.listening import Listener
 
 __all__ = ["GOES_ON", "OFFER", "REQUEST", "NotTaken", "Outcome", "Taken", "ask", "give", "wants"]
 
 REQUEST = "take_over=1"
+LISTENERS = "listeners=1"
 OFFER = f"take_over={HANDOVER_FORMAT}"
 """The line of ``culvert=1`` that says that a process can hand over, and in which format."""
 _READY, _YOURS, _SERVING = b"ready=1\n\n", b"yours=1\n\n", b"serving=1\n\n"
@@ -99,16 +105,21 @@ def wants(lines: Sequence[str]) -> bool:
 # --- The old process ----------------------------------------------------------------------------------------
 
 
-def give(sock: socket.socket, relay: Relay, control: socket.socket, now: float) -> Outcome:
+def give(
+    sock: socket.socket, relay: Relay, control: socket.socket, now: float, request: Sequence[str] = ()
+) -> Outcome:
     """Hand all of it over to whoever asked for it on ``sock``. Blocks, for seconds at most.
 
     :param control: the listening control socket.
+    :param request: the lines that followed :data:`REQUEST`.
     """
     relay.pump()
     relay.before_handover()
     outcome = Outcome.KEPT
     try:
-        size_bytes = _send_state(sock, relay, control, now)
+        # Older versions take every descriptor for a UDP socket.
+        listeners = relay.outside.listeners if LISTENERS in request else ()
+        size_bytes = _send_state(sock, relay, control, listeners, now)
         _expect(sock, _READY, _READ_STATE_S + size_bytes / _READ_BYTES_PER_S)
         # Certainly not received if this raises: it is too short to be sent in part.
         sock.settimeout(_BEGIN_S)
@@ -125,11 +136,18 @@ def give(sock: socket.socket, relay: Relay, control: socket.socket, now: float) 
         return outcome
 
 
-def _send_state(sock: socket.socket, relay: Relay, control: socket.socket, now: float) -> int:
+def _send_state(
+    sock: socket.socket,
+    relay: Relay,
+    control: socket.socket,
+    listeners: Sequence[Listener],
+    now: float,
+) -> int:
     """:returns: the length of the state in bytes."""
-    state = write_state(relay, __version__, now)
-    transport = relay.transport
-    descriptors = [relay.tun.fileno(), control.fileno(), *(transport.filenos() if transport else ())]
+    state = write_state(relay, __version__, now, [(one.scheme, one.port) for one in listeners])
+    datagrams = () if relay.transport is None else datagrams_of(relay.transport).filenos()
+    descriptors = [relay.tun.fileno(), control.fileno(), *datagrams]
+    descriptors += [one.sock.fileno() for one in listeners]
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
     sock.settimeout(_READ_STATE_S)
     sock.sendmsg([_GOOD + _HEAD.pack(len(state), relay.tun.created)], rights)
@@ -168,8 +186,8 @@ def _came_late(sock: socket.socket) -> bool:
 class Taken:
     """What was handed over, as long as it is not certain that it is ours.
 
-    :attr:`tun`, :attr:`control` and :attr:`udp` are descriptors, which belong to whoever takes them out by
-    :meth:`keep`.
+    :attr:`tun`, :attr:`control` and :attr:`udp` are descriptors, and :attr:`listeners` has some behind scheme
+    and port. They belong to whoever takes them out by :meth:`keep`.
     """
 
     def __init__(self, sock: socket.socket, state: Mapping[str, Any], fds: list[int], created: bool) -> None:
@@ -177,7 +195,11 @@ class Taken:
         self._fds = fds
         self._state = state
         self._began_s = float(state["now_s"])
-        self.tun, self.control, *self.udp = fds
+        labels = read_listeners(state, len(fds) - 2)
+        self.tun, self.control, *sockets = fds
+        self.udp = sockets[: len(sockets) - len(labels)]
+        found = sockets[len(sockets) - len(labels) :]
+        self.listeners = [(*label, fd) for label, fd in zip(labels, found, strict=True)]
         self.tun_created = created
 
     def take_state(self) -> Mapping[str, Any]:
@@ -223,7 +245,7 @@ def ask(sock: socket.socket, clock: Callable[[], float]) -> Taken:
     fds: list[int] = []
     try:
         sock.settimeout(_PATIENCE_S)
-        sock.sendall(f"{REQUEST}\nformat={HANDOVER_FORMAT}\n\n".encode("ascii"))
+        sock.sendall(f"{REQUEST}\nformat={HANDOVER_FORMAT}\n{LISTENERS}\n\n".encode("ascii"))
         answer, rest = _receive_until(sock, b"\n\n", fds)
         if answer + b"\n\n" != _GOOD:
             raise ValueError(f"the relay before refuses ({answer[:40]!r})")

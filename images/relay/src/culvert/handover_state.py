@@ -42,7 +42,7 @@ from .peer import Peer
 from .relay import Relay
 from .timers import Timer
 
-__all__ = ["KNOWN", "Row", "read_state", "restore_state", "write_state"]
+__all__ = ["KNOWN", "Row", "read_listeners", "read_state", "restore_state", "write_state"]
 
 KNOWN: frozenset[str] = frozenset(("frames", "identities", "layer2", "limits", "streams", "succession"))
 """What this version knows of that others must not do without."""
@@ -221,8 +221,11 @@ def _write(target: object, rows: Sequence[Row], needs: set[str]) -> dict[str, An
     return values
 
 
-def write_state(relay: Relay, version: str, now: float) -> bytes:
-    """All of it. Nothing may be sent or received by ``relay`` from here on, see :mod:`culvert.handover`."""
+def write_state(relay: Relay, version: str, now: float, listeners: Sequence[tuple[str, int]] = ()) -> bytes:
+    """All of it. Nothing may be sent or received by ``relay`` from here on, see :mod:`culvert.handover`.
+
+    :param listeners: scheme and port of the sockets that listen, which go along.
+    """
     needs: set[str] = set()
     device = relay.device
     document: dict[str, Any] = {
@@ -236,6 +239,8 @@ def write_state(relay: Relay, version: str, now: float) -> bytes:
         "group": _write_group(device, needs),
         "usage": device.warden.keep_usage().format(),
     }
+    if listeners:
+        document["listeners"] = [list(one) for one in listeners]
     if device.identity is not None:
         document["private_key"] = device.identity.private_bytes().hex()
     if device.alternate is not None:
@@ -303,6 +308,17 @@ def read_state(data: bytes, now: float) -> Mapping[str, Any]:
     if not 0.0 <= now - number(document.get("now_s")) <= _MOST_S:
         raise ValueError("the state was written by another clock than ours")
     return document
+
+
+def read_listeners(document: Mapping[str, Any], most: int) -> list[tuple[str, int]]:
+    """What the last descriptors are: sockets that listen, scheme and port of each.
+
+    :raises ValueError: there are more labels than ``most``, or they are none.
+    """
+    labels = [sequence(label) for label in sequence(document.get("listeners", []))]
+    if len(labels) > most or any(len(label) != 2 for label in labels):
+        raise ValueError("listeners do not fit the descriptors")
+    return [(text(scheme), integer(port, 1, 2**16 - 1)) for scheme, port in labels]
 
 
 def _read(device: Device, target: object, rows: Sequence[Row], values: Mapping[str, Any], now: float) -> None:

@@ -200,7 +200,7 @@ class Loop:
         now = self._clock()
         outcome = Outcome.KEPT
         if wants(request) and now >= relay.no_handover_before_s:
-            outcome = give(client.socket, relay, control, now)
+            outcome = give(client.socket, relay, control, now, request)
             relay.no_handover_before_s = self._clock() + NO_HANDOVER_S
         if outcome is Outcome.GIVEN:
             self.handed_over = True

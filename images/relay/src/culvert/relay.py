@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from . import __version__
 from .about import bond_lines, format_about, format_process, group_state
+from .about_streams import stream_lines
 from .capture import Capture, CaptureRequest, Captures
 from .config import Config
 from .constants import HANDOVER_FORMAT, REJECT_AFTER_TIME_S, RESOLVE_AFTER_ATTEMPTS, SILENT_AFTER_ATTEMPTS
@@ -22,10 +23,12 @@ from .device import Device
 from .endpoint import Endpoint, EndpointName, Target
 from .errors import CulvertError, RequestError
 from .keys import short_name
+from .outside import Doors, Outside, StreamFactory, close_datagrams
 from .records import Records
 from .reload import difference
 from .resolve import Resolution, Resolver
 from .transport import Transport, TransportFactory
+from .transport.listening import Listener
 from .tun_device import Tun
 from .uapi import format_get
 from .update import DeviceUpdate, apply_peers, check_peers
@@ -46,6 +49,8 @@ class Relay:
 
     :param clock: seconds; the ``now`` of everything below.
     :param on_transport: called after the transport was opened anew, with the old and the new one.
+    :param open_streams: called as soon as something needs streams; None: there are none but those of the
+        transport.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Relay:
         open_transport: TransportFactory,
         clock: Callable[[], float],
         on_transport: Callable[[Transport | None, Transport], None] = lambda old, new: None,
+        open_streams: StreamFactory | None = None,
     ) -> None:
         self.device = device
         self.tun = tun
@@ -66,7 +72,7 @@ class Relay:
         self.no_handover_before_s = float("-inf")
         "A handover that failed is not tried again at once: its successor waits for our end instead."
         self.records = Records(device, tun.name, clock)
-        self._open_transport = open_transport
+        self.outside = Outside(open_transport, open_streams)
         self._clock = clock
         self._on_transport = on_transport
         self._fixed_port = 0
@@ -103,6 +109,7 @@ class Relay:
             self.device.batch_name, self.offloads, rejections, captures, now, group, limits, bonds, switch
         )
         hands_over = HANDOVER_FORMAT if now >= self.no_handover_before_s else 0
+        text += "".join(f"{line}\n" for line in stream_lines(self.outside.streams))
         return text + format_process(__version__, self.instance, hands_over)
 
     def capture(self, request: CaptureRequest, on_change: Callable[[], None], who: str) -> Capture:
@@ -175,12 +182,17 @@ class Relay:
 
     def _open(self, port: int, mark: int) -> None:
         old = self.transport
-        self.transport = self._open_transport(port, mark)
-        self.transport.set_offloads(self._off)
+        self._use(self.outside.open(port, mark, self._off))
         self._set_targets()
-        self._on_transport(old, self.transport)
-        if old is not None:
-            old.close()
+        close_datagrams(old)
+
+    def _use(self, transport: Transport) -> None:
+        old, self.transport = self.transport, transport
+        self._on_transport(old, transport)
+
+    def _need_streams(self, mark: int) -> None:
+        if self.outside.need_streams(mark) and self.transport is not None:
+            self._use(self.outside.joined(self.transport))
 
     def _note_names(self, update: DeviceUpdate, now: float) -> None:
         for change in update.peers:
@@ -195,32 +207,40 @@ class Relay:
 
     def _set_targets(self) -> None:
         """Tell the transport what it may dial."""
-        if self.transport is None:
-            return
         targets: dict[Endpoint, Target] = {}
         for peer in self.device.peers():
             found = [endpoint for endpoint in peer.endpoints if isinstance(endpoint, Endpoint)]
             if peer.public_key in self._names and peer.endpoint is not None:
                 found.append(peer.endpoint)
             targets |= {endpoint: peer.target for endpoint in found if endpoint.is_stream}
-        self.transport.set_targets(targets)
+        if targets:
+            self._need_streams(self.fwmark)
+        if self.transport is not None:
+            self.transport.set_targets(targets)
 
     def load(self, config: Config) -> None:
         """Make the device what a configuration file says, by difference.
 
-        :raises CulvertError: the UDP socket cannot be had; nothing was changed then.
+        :raises CulvertError: the UDP socket, or a port to listen on, cannot be had; nothing was changed then.
         """
         if config.layer != self.device.layer:
             raise CulvertError(
                 f"Layer = {config.layer} needs a restart: the device is of layer {self.device.layer}"
             )
+        if config.stream_ports:
+            self._need_streams(config.fwmark)
         self.records.prepare(config)
+        with self.outside.doors(config) as doors:
+            self._load(config, doors)
+
+    def _load(self, config: Config, doors: Doors) -> None:
         update = difference(self.device, self._fixed_port, config, self._configured_endpoints)
         try:
             self.apply(update)
         except RequestError as error:
             wanted = f"ListenPort {config.listen_port or 'any'}, FwMark {config.fwmark:#x}"
             raise CulvertError(f"{wanted}: {error}") from None
+        doors.listen()
         self._configured_endpoints = {peer.public_key: peer.endpoints for peer in config.peers}
         if self.device.layer2 is not None:
             self.device.layer2.configure(config.layer2, self._clock())
@@ -371,11 +391,13 @@ class Relay:
 
     # --- One relay after another ----------------------------------------------------------------------------
 
-    def adopt(self, transport: Transport) -> None:
-        """Use a transport that another process had."""
-        self.transport = transport
+    def adopt(self, transport: Transport, listeners: Sequence[Listener] = ()) -> None:
+        """Use a transport that another process had, and listen where it did."""
+        self._use(transport)
+        if listeners:
+            self._need_streams(self.fwmark)
+            self.outside.adopt(listeners)
         self._set_targets()
-        self._on_transport(None, transport)
 
     def greet(self, endpoints: Mapping[bytes, Endpoint]) -> None:
         """Shake hands with peers that another relay heard of lately, where it did: they cannot know that
@@ -410,6 +432,8 @@ class Relay:
         self.device.close()
         if self.transport is not None:
             self.transport.close()
+        else:
+            self.outside.close()
         self.tun.leave()
 
     def close(self) -> None:
@@ -419,6 +443,8 @@ class Relay:
         self.device.close()
         if self.transport is not None:
             self.transport.close()
+        else:
+            self.outside.close()
         self.tun.close()
 
 

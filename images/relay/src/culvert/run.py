@@ -35,6 +35,8 @@ from .predecessor import find, read_endpoints
 from .privileges import drop_to, harden, keep_low_ports, parse_user
 from .relay import Relay
 from .tap import TAP_MTU_BYTES, LinuxTap
+from .transport.listening import Listener
+from .transport.stream import StreamTransport
 from .transport.udp import UdpTransport
 from .tun import LinuxTun
 from .tun_device import KernelDevice, Opening
@@ -175,9 +177,12 @@ class _Parts:
         def open_transport(port: int, mark: int) -> UdpTransport:
             return UdpTransport(port, mark, self.calls)
 
+        def open_streams(mark: int) -> StreamTransport:
+            return StreamTransport(boot_clock, mark)
+
         loop = Loop(boot_clock, control, reload)
         tun.calls = self.calls
-        relay = Relay(self.device, tun, open_transport, boot_clock, loop.transport_changed)
+        relay = Relay(self.device, tun, open_transport, boot_clock, loop.transport_changed, open_streams)
         return relay, loop
 
 
@@ -263,12 +268,13 @@ def _take_over(options: RunOptions, user: tuple[int, int] | None, sock: socket.s
         tun = kind.adopt(taken.tun, options.name, created=taken.tun_created)
         control = socket.socket(fileno=taken.control)
         sockets = [socket.socket(fileno=fd) for fd in taken.udp]
+        listeners = [Listener(name, port, socket.socket(fileno=fd)) for name, port, fd in taken.listeners]
         taken.keep()
         relay, loop = parts.assemble(tun, control)
         sessions = restore_state(relay, taken.take_state(), boot_clock())
         if sockets:
             port = int(sockets[0].getsockname()[1])
-            relay.adopt(UdpTransport(port, relay.fwmark, parts.calls, sockets))
+            relay.adopt(UdpTransport(port, relay.fwmark, parts.calls, sockets), listeners)
         loop.attach(relay)
     except Exception as error:
         # Whatever it was, packets go on there. (What other exceptions say may hold a value.)

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from .about import read_about
+from .about_streams import show_streams
 from .control import DEFAULT_DIRECTORY, socket_path
 from .errors import CulvertError
 from .keys import Identity
@@ -166,6 +167,7 @@ def render(device: dict[str, Any]) -> str:
         lines.append(f"  listening port: {device['listen_port']}")
     if device["fwmark"]:
         lines.append(f"  fwmark: {device['fwmark']:#x}")
+    lines += show_streams(device)
     if device["batch"] is not None:
         lines.append(f"  batch: {device['batch']}")
         lines.append(f"  offloads: {', '.join(device['offloads']) or 'none'}")

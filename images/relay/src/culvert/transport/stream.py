@@ -133,12 +133,12 @@ class StreamTransport:
         """The sockets, to be handed over to another process."""
         return tuple(self.reception.listeners)
 
-    def prepare(self, ports: Mapping[str, int]) -> dict[str, list[Listener]]:
+    def prepare(self, ports: Mapping[str, int], mark: int = 0) -> dict[str, list[Listener]]:
         """Open what :meth:`listen` will need: to be given to that, or closed.
 
         :raises ListenError: a port cannot be had.
         """
-        return self.reception.listeners.prepared(ports, self._mark)
+        return self.reception.listeners.prepared(ports, mark)
 
     def listen(self, ports: Mapping[str, int], opened: Mapping[str, list[Listener]] | None = None) -> None:
         """Listen on these ports, by scheme, and no others. Connections stay.
@@ -146,7 +146,7 @@ class StreamTransport:
         :param opened: what :meth:`prepare` made of the same ports.
         :raises ListenError: a port cannot be had; nothing was changed then.
         """
-        self.reception.listen(ports, self.prepare(ports) if opened is None else opened)
+        self.reception.listen(ports, self.prepare(ports, self._mark) if opened is None else opened)
 
     def adopt(self, listeners: Iterable[Listener]) -> None:
         """Listen on sockets that another process had."""
