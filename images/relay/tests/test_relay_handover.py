@@ -57,7 +57,7 @@ class Stage:
         return ask(self.new, lambda: self.world.now)
 
     def give(self) -> Outcome:
-        request = b"take_over=1\nformat=1\n\n"
+        request = b"take_over=1\nformat=1\nlisteners=1\n\n"
         received = b""
         self.old.settimeout(5)
         with contextlib.suppress(OSError):
@@ -163,7 +163,7 @@ def goes_on_with_its_sessions(stage: Stage) -> None:
 
 
 def hang_up(stage: Stage) -> None:
-    stage.new.sendall(b"take_over=1\nformat=1\n\n")
+    stage.new.sendall(b"take_over=1\nformat=1\nlisteners=1\n\n")
     stage.new.close()
 
 
@@ -186,7 +186,7 @@ def say_what_is_wrong(stage: Stage) -> None:
 
 
 def do_not_read(stage: Stage) -> None:
-    stage.new.sendall(b"take_over=1\nformat=1\n\n")
+    stage.new.sendall(b"take_over=1\nformat=1\nlisteners=1\n\n")
     time.sleep(0.8)
 
 

@@ -288,7 +288,7 @@ LEFT_OUT = {
         "instance": "the process's own",
         "no_handover_before_s": "the process's own",
         "records": "events are the process's own",
-        "_open_transport": "",
+        "outside": "descriptors",
         "_clock": "",
         "_on_transport": "",
         "_off": "in the configuration, or the command line",

@@ -38,10 +38,10 @@ def read_streams(values: Mapping[str, Sequence[str]]) -> dict[str, Any]:
 def show_streams(device: Mapping[str, Any]) -> list[str]:
     """Lines of ``culvert show``."""
     lines = []
-    if device["listeners"]:
+    if device.get("listeners"):
         ports = ", ".join(f"{one['scheme']} {one['port']}" for one in device["listeners"])
         lines.append(f"  listening for streams: {ports}")
-    streams = device["streams"]
+    streams = device.get("streams")
     if streams is not None:
         lines.append(
             f"  streams: {streams['connections']} connections, {streams['strangers']} of them strangers', "

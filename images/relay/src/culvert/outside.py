@@ -29,6 +29,7 @@ class Doors(AbstractContextManager["Doors"]):
 
     def __init__(self, streams: StreamTransport | None, config: Config) -> None:
         self._streams = streams
+        self._config = config
         self._ports = config.stream_ports
         self._opened: Mapping[str, list[Listener]] = {}
         if streams is not None:
@@ -42,6 +43,11 @@ class Doors(AbstractContextManager["Doors"]):
         """Listen there, and nowhere else."""
         opened, self._opened = self._opened, {}
         if self._streams is not None:
+            # Whoever uses no streams does not pay for what TLS takes.
+            from .transport.tls import TlsOpener
+
+            server = None if self._config.tls_listener is None else self._config.tls_listener.context
+            self._streams.openers["tls"] = TlsOpener(server, self._config.tls_alpn)
             self._streams.listen(self._ports, opened)
 
     def __exit__(

@@ -178,7 +178,10 @@ class _Parts:
             return UdpTransport(port, mark, self.calls)
 
         def open_streams(mark: int) -> StreamTransport:
-            return StreamTransport(boot_clock, mark)
+            # Whoever uses no streams does not pay for what TLS takes.
+            from .transport.tls import TlsOpener
+
+            return StreamTransport(boot_clock, mark, openers=[TlsOpener()])
 
         loop = Loop(boot_clock, control, reload)
         tun.calls = self.calls

@@ -83,8 +83,8 @@ class Connection:
         "endpoint",
         "events",
         "fd",
+        "leaving",
         "noted_bytes",
-        "retire_s",
         "sock",
         "state",
         "trusted",
@@ -102,8 +102,9 @@ class Connection:
         "Something authentic came over it."
         self.channel: Channel | None = None
         self.visitor: Visitor | None = None
-        self.retire_s: float | None = None
-        "When it is closed, for its peer has another."
+        "Who talks to the far end, should it be no peer."
+        self.leaving = False
+        "All was said to it."
         self.events = 0
         "What it is registered for."
         self.noted_bytes = 0

@@ -116,7 +116,8 @@ class Reception:
     def _welcome(self, sock: socket.socket, endpoint: Endpoint, now: float) -> bool:
         connection = Connection(sock, endpoint, State.AGREEING, dialled=False)
         try:
-            connection.channel = self._openers[endpoint.scheme].accepted(sock)
+            opener = self._openers[endpoint.scheme]
+            connection.channel, connection.visitor = opener.accepted(sock), opener.visitor()
         except OSError:
             return False
         if not self._enter(connection):
@@ -200,8 +201,8 @@ class Reception:
             elif connection.state is State.OPEN:
                 self._listen_to(connection, arena, received, now)
             elif not connection.waiting_bytes:
-                done = connection.visitor is not None and connection.visitor.done
-                self._talk(connection, b"" if done else connection.read_visitor(arena), now)
+                _see_off(connection)
+                self._talk(connection, connection.read_visitor(arena), now)
         except BlockingIOError:
             pass
         except OSError:
@@ -217,13 +218,12 @@ class Reception:
         self, connection: Connection, arena: memoryview, received: list[Received], now: float
     ) -> None:
         """:raises OSError: it is over."""
-        visitor = self._openers[connection.endpoint.scheme].visitor()
         try:
-            messages = connection.read_stranger(arena, None if visitor is None else self.recognises)
+            messages = connection.read_stranger(
+                arena, None if connection.visitor is None else self.recognises
+            )
         except Alien:
-            if visitor is None:
-                raise ConnectionAbortedError from None
-            connection.visitor, connection.state = visitor, State.VISITED
+            connection.state = State.VISITED
             self._talk(connection, connection.heard(), now)
             return
         endpoint = connection.endpoint
@@ -235,10 +235,10 @@ class Reception:
         visitor = connection.visitor
         if visitor is None:
             raise ConnectionAbortedError
-        connection.say(visitor.receive(data))
+        answer, connection.leaving = visitor.receive(data)
+        connection.say(answer)
         connection.flush(now)
-        if visitor.done and not connection.wanted_events & _OUT:
-            raise Ended
+        _see_off(connection)
 
     # --- Time -----------------------------------------------------------------------------------------------
 
@@ -260,6 +260,12 @@ class Reception:
         self.listeners.close()
         self._again.close()
         self._epoll.close()
+
+
+def _see_off(connection: Connection) -> None:
+    """:raises Ended: all is said."""
+    if connection.leaving and not connection.wanted_events & _OUT:
+        raise Ended
 
 
 def _endpoint(address: tuple[object, ...], scheme: str) -> Endpoint:
