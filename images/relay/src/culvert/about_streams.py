@@ -12,14 +12,15 @@ from .transport.stream import StreamStats, StreamTransport
 __all__ = ["read_streams", "show_streams", "stream_lines"]
 
 
-def stream_lines(streams: StreamTransport | None) -> list[str]:
+def stream_lines(streams: StreamTransport | None) -> str:
     """``listener=SCHEME PORT`` and ``streams=CONNECTIONS STRANGERS DROPPED_MESSAGES REFUSED``; nothing where
     no streams are in use.
     """
     if streams is None:
-        return []
+        return ""
     lines = [f"listener={scheme} {port}" for scheme, port in sorted(streams.ports.items())]
-    return [*lines, "streams=" + " ".join(str(number) for number in streams.stats)]
+    lines.append("streams=" + " ".join(str(number) for number in streams.stats))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def read_streams(values: Mapping[str, Sequence[str]]) -> dict[str, Any]:

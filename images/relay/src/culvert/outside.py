@@ -111,9 +111,11 @@ class Outside:
         """Sockets that listen for streams."""
         return () if self.streams is None else self.streams.listeners
 
-    def close(self) -> None:
-        """Close streams that are part of no transport so far."""
-        if self.streams is not None:
+    def close(self, transport: Transport | None) -> None:
+        """Close the transport in use, and streams, which may be part of none so far."""
+        if transport is not None:
+            transport.close()
+        if self.streams is not None and not isinstance(transport, CompositeTransport):
             self.streams.close()
 
 

@@ -109,8 +109,9 @@ class Relay:
             self.device.batch_name, self.offloads, rejections, captures, now, group, limits, bonds, switch
         )
         hands_over = HANDOVER_FORMAT if now >= self.no_handover_before_s else 0
-        text += "".join(f"{line}\n" for line in stream_lines(self.outside.streams))
-        return text + format_process(__version__, self.instance, hands_over)
+        return (
+            text + stream_lines(self.outside.streams) + format_process(__version__, self.instance, hands_over)
+        )
 
     def capture(self, request: CaptureRequest, on_change: Callable[[], None], who: str) -> Capture:
         """Begin a capture of inner packets, see :meth:`culvert.capture.Captures.start`.
@@ -430,10 +431,7 @@ class Relay:
     def leave(self) -> None:
         """Forget the keys, and leave the descriptors to another process."""
         self.device.close()
-        if self.transport is not None:
-            self.transport.close()
-        else:
-            self.outside.close()
+        self.outside.close(self.transport)
         self.tun.leave()
 
     def close(self) -> None:
@@ -441,10 +439,7 @@ class Relay:
         self.records.save()
         self.records.close()
         self.device.close()
-        if self.transport is not None:
-            self.transport.close()
-        else:
-            self.outside.close()
+        self.outside.close(self.transport)
         self.tun.close()
 
 

@@ -58,8 +58,12 @@ class Channel(Protocol):
 class Visitor(Protocol):
     """Talks to somebody who does not speak as our peers do."""
 
-    def receive(self, data: bytes) -> tuple[bytes, bool]:
-        """What to answer to more bytes, maybe nothing, and whether to hang up once that is sent."""
+    def receive(self, data: bytes) -> bytes:
+        """What to answer to more bytes; maybe nothing."""
+
+    @property
+    def done(self) -> bool:
+        """Whether to hang up once that is sent."""
 
 
 class Opener(Protocol):

@@ -83,7 +83,6 @@ class Connection:
         "endpoint",
         "events",
         "fd",
-        "leaving",
         "noted_bytes",
         "sock",
         "state",
@@ -103,8 +102,6 @@ class Connection:
         self.channel: Channel | None = None
         self.visitor: Visitor | None = None
         "Who talks to the far end, should it be no peer."
-        self.leaving = False
-        "All was said to it."
         self.events = 0
         "What it is registered for."
         self.noted_bytes = 0

@@ -235,8 +235,7 @@ class Reception:
         visitor = connection.visitor
         if visitor is None:
             raise ConnectionAbortedError
-        answer, connection.leaving = visitor.receive(data)
-        connection.say(answer)
+        connection.say(visitor.receive(data))
         connection.flush(now)
         _see_off(connection)
 
@@ -264,7 +263,8 @@ class Reception:
 
 def _see_off(connection: Connection) -> None:
     """:raises Ended: all is said."""
-    if connection.leaving and not connection.wanted_events & _OUT:
+    visitor = connection.visitor
+    if visitor is not None and visitor.done and not connection.wanted_events & _OUT:
         raise Ended
 
 
