@@ -4,6 +4,9 @@
 # Each command installs what it needs (tools/setup.sh) and can be run again at any time.
 
 ARGS ?=
+# Variants of the demo: tcp or tls, with UDP dropped between the hosts; 2 for bridges that the tunnel joins.
+TRANSPORT ?= udp
+LAYER ?= 3
 # Files of tests run side by side, a file's tests in order; the slowest files come first (testpaths in pyproject.toml).
 WORKERS ?= 2
 
@@ -13,9 +16,9 @@ WORKERS ?= 2
 help: ## this list
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk -F: '{ printf "  make %-22s %s\n", $$1, $$2 }'
 
-demo: ## a VPN between containers on this machine, and a table of what it does
+demo: ## a VPN between containers on this machine, and a table of what it does; TRANSPORT=tls, LAYER=2
 	@tools/setup.sh demo
-	@tools/demo.sh up
+	@TRANSPORT=$(TRANSPORT) LAYER=$(LAYER) tools/demo.sh up
 
 demo-down: ## remove the demo
 	@tools/setup.sh tools
