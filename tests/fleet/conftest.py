@@ -16,8 +16,8 @@ from tests.netns import lab as lab_module
 HERE = Path(__file__).parent
 SIZE = {
     "test_backup": (1, 1),
-    "test_changes": (2, 4),
-    "test_deployment": (3, 9),
+    "test_changes": (2, 2),
+    "test_deployment": (3, 4),
     "test_devices": (1, 1),
     "test_failover": (2, 2),
     "test_keys": (2, 1),

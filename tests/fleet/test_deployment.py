@@ -1,6 +1,6 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Three servers and nine clients by site.yml. Fifty hosts: `make bench-fleet`, which checks the same."""
+"""Three servers and four clients by site.yml. Fifty hosts: `make bench-fleet`, which checks the same."""
 
 from __future__ import annotations
 
