@@ -11,7 +11,7 @@ LAYER ?= 3
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test fuzz sanitize bench bench-fleet bench-load bench-size bench-handover soak lint sanity image wheels execution-environment build setup deps-update clean
+.PHONY: help demo demo-down test fuzz sanitize bench bench-fleet bench-load bench-size bench-handover bench-streams soak lint sanity image wheels execution-environment build setup deps-update clean
 
 help: ## this list
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk -F: '{ printf "  make %-22s %s\n", $$1, $$2 }'
@@ -67,6 +67,12 @@ bench-handover: ## what replacing a relay under load costs: handover, quick hand
 	@tools/setup.sh tools
 	@tools/native.sh
 	@PYTHONPATH=images/relay/src tools/run.sh python -m bench.handover $(ARGS)
+
+bench-streams: ## UDP, TCP and TLS beside OpenVPN over TCP and a plain TCP listener; ARGS='--loss 1'
+	@tools/packages.sh bench
+	@tools/setup.sh tools
+	@tools/native.sh
+	@tools/run.sh python -m bench.streams $(ARGS)
 
 soak: ## two relays under a transfer, rekeys and peers that come and go; ARGS=minutes
 	@tools/packages.sh test

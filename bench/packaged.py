@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from bench.topology import (
     INTERNET_NETWORK,
@@ -46,6 +47,7 @@ class OpenVpn(Contender):
     name = "openvpn"
     title = "OpenVPN, AES-256-GCM"
     package = "openvpn"
+    protocol: ClassVar[tuple[str, str]] = ("udp4", "udp4")  # of server and client
 
     @cached_property
     def _authority(self) -> Path:
@@ -77,7 +79,7 @@ class OpenVpn(Contender):
         keys = self._authority
         lines = [
             "dev tun",
-            "proto udp4",
+            f"proto {self.protocol[host is self.hosts.client]}",
             "port 1194",
             f"tun-mtu {MTU_BYTES}",
             "data-ciphers AES-256-GCM",
@@ -103,6 +105,14 @@ class OpenVpn(Contender):
         self.client_process = self._run(
             self.hosts.client, ["client", f"remote {SERVER}", "nobind", "remote-cert-tls server", route]
         )
+
+
+class OpenVpnTcp(OpenVpn):
+    """The same over TCP."""
+
+    name = "openvpn-tcp"
+    title = "OpenVPN over TCP, AES-256-GCM"
+    protocol = ("tcp4-server", "tcp4-client")
 
 
 _NEBULA = """\

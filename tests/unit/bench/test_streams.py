@@ -1,0 +1,105 @@
+# Copyright (c) 2026, Culvert contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What ``make bench-streams`` makes of what it has measured, and the plain listener's framing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+
+import pytest
+
+from bench import packet_listener, streams
+from bench.report import NOTHING, TIMES, Results
+
+
+def measured(results: Results, name: str, gbit_s: float, cpu: tuple[float, float] | None = None) -> None:
+    for key in ("tcp1-up", "tcp1-down"):
+        values = {f"{key}.gbit_s": gbit_s}
+        if cpu:
+            values |= {f"{key}.client_cpu_s_gb": cpu[0], f"{key}.server_cpu_s_gb": cpu[1]}
+        results.add(name, {**values, "machine.busy_share": 0.02})
+
+
+@pytest.fixture
+def results() -> Results:
+    made = Results({name: kind.title for name, kind in streams.CONTENDERS.items()})
+    measured(made, "udp", 2.5, (1.5, 1.6))
+    for gbit_s in (5.0, 6.0, 5.5):
+        measured(made, "tcp", gbit_s, (0.9, 1.0))
+    measured(made, "tls", 3.0, (1.6, 1.7))
+    measured(made, "openvpn-tcp", 0.5, (9.0, 9.0))
+    measured(made, "listener", 0.2)
+    return made
+
+
+def test_ratios_are_of_medians(results: Results) -> None:
+    found = streams.ratios(results, "openvpn-tcp")
+    assert found["tcp"] == {"up": 11.0, "down": 11.0}
+    assert "openvpn-tcp" not in found
+    assert "tcp-plain" not in found
+    assert streams.ratios(results, "tcp-plain") == {}
+
+
+def test_cpu_is_of_both_ends(results: Results) -> None:
+    assert streams.cpu_s_gb(results, "tcp", "tcp1-up") == pytest.approx(1.9)
+    assert streams.cpu_s_gb(results, "listener", "tcp1-up") is None
+
+
+def test_what_was_wanted_and_is_not_so_is_said(results: Results) -> None:
+    lines = streams.verdicts(results)
+    met = [line for line in lines if "NOT" not in line]
+    assert len(lines) == 12
+    tcp = "culvert over TCP, up: "
+    assert any(line.startswith(f"{tcp}11.0{TIMES} OpenVPN") and "wanted: reached" in line for line in met)
+    assert f"{tcp}1.90 CPU-s/GB at both ends, below UDP's 3.10" in met
+    tls = [line for line in lines if line.startswith("culvert over TLS, up")]
+    assert ["NOT reached" in line or "NOT below" in line for line in tls] == [True, False, True]
+
+
+def test_report(results: Results) -> None:
+    text = streams.report(results, streams.parse(["--rounds", "3"]))
+    assert "| culvert over TCP | 5.50 ± 9% | 5.50 ± 9% | 0.90 / 1.00 | 0.90 / 1.00 |" in text
+    assert f"| plain TCP listener, not encrypted | 0.20 | 0.20 | {NOTHING} / {NOTHING} |" in text
+    ratios = "| culvert over TCP | 2.20x / 2.20x | 11.0x / 11.0x | 27.5x / 27.5x |"
+    assert ratios.replace("x", TIMES) in text
+    assert "2% (at most 2%)" in text
+    lossy = streams.report(results, streams.parse(["--loss", "1"]))
+    assert "1 % of the packets lost each way" in lossy
+    # What is wanted is wanted on a good line.
+    assert "wanted" not in lossy
+
+
+@pytest.mark.parametrize(
+    "words", [["--loss", "21"], ["--loss", "-1"], ["--rounds", "0"], ["--seconds", "31"]]
+)
+def test_bounds(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        streams.parse(words)
+    assert "out of bounds" in capsys.readouterr().err
+
+
+def test_the_plain_listener_keeps_packets_apart() -> None:
+    """A TUN device reads and writes whole packets, as a socket for datagrams does."""
+    ours, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    near, far = socket.socketpair()
+
+    def carry() -> None:
+        # A device never ends; this one does, when the test does.
+        with contextlib.suppress(OSError):
+            packet_listener.to_stream(device.fileno(), near)
+
+    threading.Thread(target=carry, daemon=True).start()
+    packets = [os.urandom(length) for length in (1, 1420, 65000)]
+    for packet in packets:
+        ours.send(packet)
+    stream = b"".join(packet_listener.LENGTH.pack(len(packet)) + packet for packet in packets)
+    with far.makefile("rb") as file:
+        assert file.read(len(stream)) == stream
+    back, at_device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    far.sendall(stream)
+    far.shutdown(socket.SHUT_WR)
+    packet_listener.from_stream(near, at_device.fileno())
+    assert [back.recv(65536) for _ in packets] == packets
