@@ -6,7 +6,8 @@
     python -m bench.packet_listener DEVICE call ADDRESS PORT
 
 Each packet of the TUN device is written to the connection behind its length (16 bits, big-endian), and each
-that comes is written to the device. Nothing is encrypted, nobody is asked who he is, and one caller is served.
+that comes is written to the device, which has to be up. Nothing is encrypted, nobody is asked who he is, and
+one caller is served.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 
 
 def open_tun(name: str) -> int:
-    """A descriptor of a TUN device, made if need be."""
+    """A descriptor of a TUN device."""
     tun = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
     return tun

@@ -21,8 +21,8 @@ from bench.topology import (
     await_ready,
 )
 from bench.wireguard import CompiledRelay
-from tests.netns.endpoints import RELAY_SOURCE, REPOSITORY, Culvert, Endpoint, Peer, Settings
-from tests.netns.lab import Host, LabError, Process
+from tests.netns.endpoints import REPOSITORY, Culvert, Endpoint, Peer, Settings
+from tests.netns.lab import Host, Process
 
 STREAM_PORT, LISTENER_PORT = 443, 4433
 LISTENER_DEVICE = "plain0"
@@ -111,19 +111,17 @@ class PlainListener(Contender):
             SERVER,
             str(LISTENER_PORT),
         ]
-        process = host.spawn(argv, "listener", {"PYTHONPATH": f"{REPOSITORY}:{RELAY_SOURCE}"})
-        await_ready(process, "ready")
+        host.ip("tuntap", "add", "dev", LISTENER_DEVICE, "mode", "tun")
         host.ip("link", "set", LISTENER_DEVICE, "mtu", str(MTU_BYTES))
         host.add_address(LISTENER_DEVICE, f"{address}/{TUNNEL_NETWORK.partition('/')[2]}")
         host.ip("link", "set", LISTENER_DEVICE, "up")
+        process = host.spawn(argv, "listener", {"PYTHONPATH": str(REPOSITORY)})
+        await_ready(process, "ready")
         return process
 
     def start_server(self) -> None:
         self.server_process = self._run(self.hosts.server, "listen", TUNNEL_SERVER)
 
     def start_client(self) -> None:
-        try:
-            self.client_process = self._run(self.hosts.client, "call", TUNNEL_CLIENT)
-        except LabError as error:
-            raise LabError(f"{error}\n{self.logs()}") from None
+        self.client_process = self._run(self.hosts.client, "call", TUNNEL_CLIENT)
         self.hosts.client.ip("route", "add", INTERNET_NETWORK, "dev", LISTENER_DEVICE)
