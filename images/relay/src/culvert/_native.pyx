@@ -46,8 +46,9 @@ cdef extern from "native/seal.h" nogil:
 cdef extern from "native/open.h" nogil:
     cdef struct cv_message:
         const uint8_t *sealed
-        uint32_t sealed_bytes, plain_bytes
+        uint32_t sealed_bytes, plain_bytes, bytes
         uint64_t counter
+        uint8_t *packet
         uint8_t has_head, authentic, accepted
     cdef struct cv_group:
         uint32_t bytes
@@ -57,96 +58,21 @@ cdef extern from "native/open.h" nogil:
     size_t cv_coalesce(cv_message *messages, size_t count, int congested, int kinds, cv_group *groups)
     void cv_group_write(const cv_message *messages, const cv_group *group, uint8_t *frame)
 
+cdef extern from "native/whole.h" nogil:
+    cdef struct cv_whole:
+        uint32_t bytes
+    int CV_WHOLE_TYPE
+    void cv_whole_parse(const uint8_t *data, size_t bytes, cv_whole *frame)
+    size_t cv_whole_plan(const cv_whole *frames, size_t count, cv_chunk *chunks)
+    int cv_whole_seal(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint32_t receiver, uint64_t counter,
+                      const cv_whole *frames, size_t count, const cv_chunk *chunks)
+    int cv_whole_open(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, cv_message *messages, size_t count, int ethernet)
+
 cdef int RUN = 64  # a mask of bits for the messages of a run fits a uint64_t
 cdef uint32_t DATA_TYPE = 4
 
 
-cdef class Key:
-    """A session key inside libcrypto, ready for use in either direction."""
-
-    cdef EVP_CIPHER_CTX *context
-    cdef bint busy
-
-    def __cinit__(self, bytes raw not None):
-        self.context = NULL
-        self.busy = False
-        if len(raw) != CV_AEAD_KEY_BYTES:
-            raise ValueError(f"a session key has {CV_AEAD_KEY_BYTES} bytes")
-        self.context = cv_aead_key(<const uint8_t *>PyBytes_AS_STRING(raw))
-        if self.context == NULL:
-            raise RuntimeError("libcrypto cannot do ChaCha20")
-
-    cdef EVP_CIPHER_CTX *take(self) except NULL:
-        """The context, for one caller at a time: it holds the state of the message under way."""
-        if self.context == NULL:
-            raise ValueError("the key was forgotten")
-        if self.busy:
-            raise RuntimeError("the key is in use by another thread")
-        self.busy = True
-        return self.context
-
-    def forget(self):
-        """Overwrite the key (libcrypto does when it frees a context)."""
-        if self.busy:
-            raise RuntimeError("the key is in use by another thread")
-        EVP_CIPHER_CTX_free(self.context)
-        self.context = NULL
-
-    def __dealloc__(self):
-        EVP_CIPHER_CTX_free(self.context)
-
-
-cdef class Views:
-    """Buffers of other objects, held until this one goes."""
-
-    cdef Py_buffer *views
-    cdef size_t count
-
-    def __cinit__(self, size_t room):
-        self.count = 0
-        self.views = <Py_buffer *>malloc((room or 1) * sizeof(Py_buffer))
-        if self.views == NULL:
-            raise MemoryError
-
-    cdef Py_buffer *add(self, object data) except NULL:
-        cdef Py_buffer *view = &self.views[self.count]
-        PyObject_GetBuffer(data, view, PyBUF_SIMPLE)
-        self.count += 1
-        return view
-
-    def __dealloc__(self):
-        cdef size_t i
-        for i in range(self.count):
-            PyBuffer_Release(&self.views[i])
-        free(self.views)
-
-
-cdef class Memory:
-    """Memory that only grows, so that a data path that runs asks for none. It starts at a line of the cache."""
-
-    cdef void *data
-    cdef size_t size
-
-    def __cinit__(self):
-        self.data = NULL
-        self.size = 0
-
-    cdef void *room(self, size_t size) except NULL:
-        """At least ``size`` bytes; what was in them is gone when there have to be more."""
-        cdef void *data
-        size = size or 1
-        if size > self.size or not CV_TO_SPARE:
-            if CV_TO_SPARE:
-                size += size // 2 + 64
-            if posix_memalign(&data, 64, size):
-                raise MemoryError
-            free(self.data)
-            self.data = data
-            self.size = size
-        return self.data
-
-    def __dealloc__(self):
-        free(self.data)
+include "native/memory.pxi"
 
 
 cdef class CompiledBatch:
@@ -282,6 +208,40 @@ cdef class CompiledBatch:
             made[0] = cv_seal_plan(parsed, count, mtu, chunks, room)
         return chunks
 
+    def seal_frames(self, Key key not None, uint32_t receiver, uint64_t counter, frames):
+        frames = tuple(frames)
+        cdef size_t count = len(frames), made, i = 0
+        cdef Views views = Views(count)
+        cdef cv_whole *parsed
+        cdef cv_chunk *chunks
+        cdef Py_buffer *view
+        cdef EVP_CIPHER_CTX *context
+        cdef int result
+        self.enter()
+        try:
+            parsed = <cv_whole *>self.frames.room(count * sizeof(cv_whole))
+            chunks = <cv_chunk *>self.chunks.room(count * sizeof(cv_chunk))
+            for frame in frames:
+                view = views.add(frame)
+                cv_whole_parse(<const uint8_t *>view.buf, view.len, &parsed[i])
+                i += 1
+            made = cv_whole_plan(parsed, count, chunks)
+            sealed = []
+            for i in range(made):
+                data = PyBytes_FromStringAndSize(NULL, chunks[i].bytes)
+                chunks[i].out = <uint8_t *>PyBytes_AS_STRING(data)
+                sealed.append(tuple.__new__(Chunk, (data, chunks[i].segment_bytes)))
+            if made:
+                context = key.take()
+                with nogil:
+                    result = cv_whole_seal(context, self.mac, receiver, counter, parsed, count, chunks)
+                key.busy = False
+                if result:
+                    raise RuntimeError("libcrypto could not seal")
+            return sealed
+        finally:
+            self.busy = False
+
     # --- From the network -----------------------------------------------------------------------------------
 
     def sift(self, received):
@@ -289,7 +249,7 @@ cdef class CompiledBatch:
         cdef list pieces = None
         cdef object run_endpoint = None
         cdef uint32_t run_receiver = 0, receiver
-        cdef bint run_congested = False, congested, first
+        cdef bint run_congested = False, congested, run_framed = False, framed = False
         cdef Py_ssize_t offset, end, start, length, stride
         cdef Py_buffer view
         cdef const uint8_t *data
@@ -305,9 +265,9 @@ cdef class CompiledBatch:
                 offset = start = 0
                 while offset < length:
                     end = min(offset + stride, length)
-                    if _is_data(data + offset, end - offset, &receiver):
+                    if _is_session(data + offset, end - offset, &receiver, &framed):
                         if (
-                            pieces is None or receiver != run_receiver
+                            pieces is None or receiver != run_receiver or framed != run_framed
                             or endpoint is not run_endpoint or congested != run_congested
                         ):
                             if offset > start and pieces is not None:
@@ -315,12 +275,13 @@ cdef class CompiledBatch:
                             start = offset
                             pieces = []
                             run_receiver, run_endpoint, run_congested = receiver, endpoint, congested
-                            found.append(tuple.__new__(Sifted, (receiver, endpoint, congested, pieces)))
+                            run_framed = framed
+                            found.append(tuple.__new__(Sifted, (receiver, endpoint, congested, pieces, framed)))
                     else:
                         if offset > start and pieces is not None:
                             pieces.append(_piece(whole, start, offset, length, stride))
                         other = _piece(whole, offset, end, length, end - offset)
-                        found.append(tuple.__new__(Sifted, (-1, endpoint, congested, [other])))
+                        found.append(tuple.__new__(Sifted, (-1, endpoint, congested, [other], False)))
                         start = end
                         pieces = None
                     offset = end
@@ -341,7 +302,7 @@ cdef class CompiledBatch:
         cdef int result
         self.enter()
         try:
-            count = self.split(views, pieces)
+            count = self.split(views, pieces, True)
             messages = <cv_message *>self.messages.data
             plain = <uint8_t *>self.plain.data
             context = key.take()
@@ -358,8 +319,41 @@ cdef class CompiledBatch:
         finally:
             self.busy = False
 
-    cdef size_t split(self, Views views, tuple pieces) except? 0:
-        """Fill ``messages``, and make room in ``plain``, for all datagrams of the pieces."""
+    def open_frames(self, Key key not None, pieces, bint ethernet, accept):
+        pieces = tuple(pieces)
+        cdef Views views = Views(len(pieces))
+        cdef size_t count, i, size
+        cdef cv_message *messages
+        cdef EVP_CIPHER_CTX *context
+        cdef int result
+        cdef list plain = [], frames = []
+        self.enter()
+        try:
+            count = self.split(views, pieces, False)
+            messages = <cv_message *>self.messages.data
+            # Each is decrypted to where it stays.
+            for i in range(count):
+                size = max(messages[i].sealed_bytes, <uint32_t>CV_OVERHEAD_BYTES) - CV_OVERHEAD_BYTES
+                data = PyBytes_FromStringAndSize(NULL, size)
+                messages[i].packet = <uint8_t *>PyBytes_AS_STRING(data)
+                plain.append(data)
+            context = key.take()
+            with nogil:
+                result = cv_whole_open(context, self.mac, messages, count, ethernet)
+            key.busy = False
+            if result:
+                raise RuntimeError("libcrypto could not open")
+            _accept_runs(messages, count, accept)
+            for i in range(count):
+                if messages[i].accepted and messages[i].bytes:
+                    size = messages[i].packet - <const uint8_t *>PyBytes_AS_STRING(plain[i])
+                    frames.append(memoryview(plain[i])[size - CV_VNET_BYTES:size + messages[i].bytes])
+            return frames
+        finally:
+            self.busy = False
+
+    cdef size_t split(self, Views views, tuple pieces, bint plain) except? 0:
+        """Fill ``messages``, and make room in ``plain`` if that is wanted, for all datagrams of the pieces."""
         cdef size_t count = 0, total = 0, size, stride, start, i = 0
         cdef Py_buffer *view
         cdef cv_message *messages
@@ -371,7 +365,8 @@ cdef class CompiledBatch:
             count += (size + stride - 1) // stride
             total += size
         messages = <cv_message *>self.messages.room(count * sizeof(cv_message))
-        self.plain.room(total + CV_OPEN_EXTRA_BYTES * count)
+        if plain:
+            self.plain.room(total + CV_OPEN_EXTRA_BYTES * count)
         for number in range(len(pieces)):
             view = &views.views[<size_t>number]
             size, stride, start = view.len, pieces[number][1], 0
@@ -384,67 +379,5 @@ cdef class CompiledBatch:
         return count
 
 
-cdef object _flow(const uint8_t *address, size_t address_bytes, unsigned ecn, size_t start, size_t stop, uint64_t segments):
-    destination = PyBytes_FromStringAndSize(<const char *>address, address_bytes) if address_bytes else None
-    return tuple.__new__(Flow, (destination, ecn, start, stop, segments))
-
-
-cdef inline bint _is_data(const uint8_t *data, Py_ssize_t length, uint32_t *receiver) noexcept:
-    """Whether this is a data message by length, type and reserved bytes (paper section 5.4.6)."""
-    if length < CV_OVERHEAD_BYTES or data[0] != DATA_TYPE or data[1] or data[2] or data[3]:
-        return False
-    receiver[0] = data[4] | <uint32_t>data[5] << 8 | <uint32_t>data[6] << 16 | <uint32_t>data[7] << 24
-    return True
-
-
-cdef object _piece(object whole, Py_ssize_t start, Py_ssize_t end, Py_ssize_t length, Py_ssize_t stride):
-    data = whole if start == 0 and end == length else memoryview(whole)[start:end]
-    return tuple.__new__(Piece, (data, stride))
-
-
-cdef int _accept_runs(cv_message *messages, size_t count, object accept) except -1:
-    """Ask about each run of authentic messages with consecutive counters and one source address."""
-    cdef size_t start = 0, stop, i
-    cdef uint64_t mask, size
-    cdef const uint8_t *source
-    cdef const uint8_t *other
-    cdef size_t source_bytes
-    while start < count:
-        if not messages[start].authentic:
-            start += 1
-            continue
-        source_bytes = cv_message_source(&messages[start], &source)
-        size = messages[start].sealed_bytes
-        stop = start + 1
-        while (
-            stop < count and stop - start < <size_t>RUN and messages[stop].authentic
-            and messages[stop].counter == messages[start].counter + (stop - start)
-            and messages[stop].counter > messages[start].counter
-            and (messages[stop].plain_bytes == 0) == (messages[start].plain_bytes == 0)
-            and cv_message_source(&messages[stop], &other) == source_bytes
-            and (not source_bytes or memcmp(source, other, source_bytes) == 0)
-        ):
-            size += messages[stop].sealed_bytes
-            stop += 1
-        if source_bytes:
-            address = PyBytes_FromStringAndSize(<const char *>source, source_bytes)
-        else:
-            address = b"" if messages[start].plain_bytes else None
-        mask = accept(messages[start].counter, stop - start, size, address)
-        for i in range(start, stop):
-            messages[i].accepted = mask >> (i - start) & 1
-        start = stop
-    return 0
-
-
-cdef list _frames(cv_message *messages, cv_group *groups, size_t count):
-    cdef list frames = []
-    cdef size_t i
-    for i in range(count):
-        frame = PyBytes_FromStringAndSize(NULL, CV_VNET_BYTES + groups[i].bytes)
-        cv_group_write(messages, &groups[i], <uint8_t *>PyBytes_AS_STRING(frame))
-        frames.append(frame)
-    return frames
-
-
+include "native/runs.pxi"
 include "native/calls.pxi"

@@ -71,14 +71,18 @@ class Piece(NamedTuple):
 
 
 class Sifted(NamedTuple):
-    """Consecutive data messages for one session from one endpoint, or one other message."""
+    """Consecutive data messages, or frame messages, for one session from one endpoint, or one other
+    message.
+    """
 
     receiver: int
-    "The receiver index of data messages; -1 for anything else."
+    "The receiver index of data and frame messages; -1 for anything else."
     endpoint: Endpoint
     congested: bool
     "Whether the outer header says that a router is congested (RFC 3168)."
     pieces: list[Piece]
+    framed: bool = False
+    "Whether they are frame messages."
 
 
 OVERHEAD_BYTES = DATA_HEADER_BYTES + TAG_BYTES
@@ -133,9 +137,15 @@ class Batch(Protocol):
         caller sees to it that no counter is used twice with one key.
         """
 
+    def seal_frames(self, key: Any, receiver: int, counter: int, frames: Sequence[Buffer]) -> list[Chunk]:
+        """Frame messages for ``frames`` (:mod:`culvert.frame_messages`), one each, with the counters
+        ``counter``, ``counter + 1``, …; as in :meth:`seal`, a frame that makes no sense makes nothing.
+        """
+
     def sift(self, received: Sequence[Received]) -> list[Sifted]:
-        """Sort what came from the network, in order: consecutive data messages for one receiver, from the
-        same endpoint object and equally congested, are kept together. Empty datagrams are dropped.
+        """Sort what came from the network, in order: consecutive data messages (or frame messages) for one
+        receiver, from the same endpoint object and equally congested, are kept together. Empty datagrams are
+        dropped.
         """
 
     def open(
@@ -147,4 +157,12 @@ class Batch(Protocol):
         :param coalesce: what may be joined to superpackets (:mod:`culvert.coalesce` says how):
             ``COALESCE_TCP`` and ``COALESCE_UDP`` of :mod:`culvert.frame`.
         :param accept: asked for each run of authentic messages.
+        """
+
+    def open_frames(self, key: Any, pieces: Sequence[Piece], ethernet: bool, accept: Accept) -> list[Buffer]:
+        """The frames of frame messages for one session, superpackets as they are.
+
+        :param ethernet: whether Ethernet frames are expected, or IP packets.
+        :param accept: asked for each run of authentic messages, with their IP packets' (or, with
+            ``ethernet``, their) source address; ``b""`` where there is no such frame in the message.
         """

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .context import Context
 from .cookie import MacStamper
+from .endpoint import NO_TARGET, Endpoint, EndpointName, Target
 from .errors import BadPacket
 from .keys import ZERO_KEY, Identity, diffie_hellman, short_name
 from .noise import InitiatorHandshake
@@ -50,7 +51,16 @@ class Pending(NamedTuple):
 
 
 class Bound:
-    """The part of a peer that an identity of ours has a say in."""
+    """What a peer is told to be, and the part of it that an identity of ours has a say in."""
+
+    # What few peers have is of the class, until it is set: objects with more than 30 attributes of their own
+    # cost half a kilobyte more each.
+    endpoints: tuple[Endpoint | EndpointName, ...] = ()
+    "Where it may be, the preferred one first, if that is more than one place or a stream."
+    target: Target = NO_TARGET
+    "How its ``tls://`` endpoints are dialled."
+    frame_messages: bool = False
+    "It takes frame messages (:mod:`culvert.frame_messages`), and may send them."
 
     def __init__(self, context: Context, public_key: bytes) -> None:
         self._context = context

@@ -81,7 +81,7 @@ class PeerConfig:
     target: Target = NO_TARGET
     "How its ``tls://`` endpoints are dialled."
     frame_messages: bool = False
-    "Whether it is one of our own relays, which takes frame messages (:mod:`culvert.frame`)."
+    "Whether it is one of our own relays, which takes frame messages (:mod:`culvert.frame_messages`)."
     allowed_ips: tuple[Network, ...] = ()
     keepalive_interval_s: int = 0
     failover: int | None = None

@@ -18,17 +18,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from .allowedips import Network
-from .batch import Batch, Buffer, Piece, Received
+from .batch import Batch, Buffer, Received
 from .constants import (
     MAX_PEERS,
-    REJECT_AFTER_TIME_S,
 )
 from .context import Context, Event, OutgoingRun
 from .endpoint import Endpoint
 from .failover import Failover
 from .handshake import HandshakePlane
 from .identities import Place, place_of, same_of
-from .keypair import Keypair
+from .inbound import open_messages
 from .keys import Identity
 from .layer2 import Layer2
 from .limiter import Warden
@@ -303,65 +302,13 @@ class Device:
     def receive_datagrams(self, received: Sequence[Received], now: float) -> None:
         """Datagrams from the network, in order. Nothing they hold makes this raise."""
         context = self._context
-        for receiver, endpoint, congested, pieces in context.batch.sift(received):
+        for receiver, endpoint, congested, pieces, framed in context.batch.sift(received):
             if receiver < 0:
                 self._handshakes.receive(bytes(pieces[0].data), endpoint, now)
                 continue
             keypair = context.keypairs.get(receiver)
             if keypair is not None:
-                self._open(keypair, endpoint, congested, pieces, now)
-
-    def _open(
-        self, keypair: Keypair, endpoint: Endpoint, congested: bool, pieces: Sequence[Piece], now: float
-    ) -> None:
-        """Data messages of one keypair from one endpoint."""
-        # Section 6.2: past its limit a session is dead, whatever the timers did.
-        if not keypair.alive or now - keypair.created_s >= REJECT_AFTER_TIME_S:
-            return
-        context = self._context
-        peer: Peer = keypair.owner
-        accept_run = keypair.window.accept_run
-        lookup = context.allowed_ips.lookup
-        fresh_bytes = 0
-        data = False
-
-        def accept(counter: int, count: int, size_bytes: int, source: bytes | None) -> int:
-            nonlocal fresh_bytes, data
-            # The window moves for authenticated counters only (section 5.4.6): first open, then accept.
-            fresh = accept_run(counter, count)
-            fresh_bytes += size_bytes * fresh.bit_count() // count
-            if source is None or not fresh:
-                return 0
-            data = True
-            # Section 2, cryptokey routing: the source address must route back to the peer it came from, to
-            # the failover group that it is a member of, or to its predecessor or successor.
-            if not source:
-                return 0
-            owner = lookup(source)
-            if owner is peer or (owner is not None and owner is peer.watch):
-                return fresh
-            kin = peer.kin
-            if kin is not None and owner is not None and owner in (kin.predecessor, kin.successor):
-                return fresh
-            self._refuse_source(peer, endpoint, source, fresh.bit_count(), now)
-            return 0
-
-        limiter = peer.limiter
-        judge = accept if limiter is None else limiter.admitting(accept, now)
-        frames = context.batch.open(keypair.receive_key, pieces, congested, context.coalesce, judge)
-        if fresh_bytes:
-            if peer.echo is not None:
-                frames = peer.echo.without_reply(frames)
-            context.incoming += frames
-            peer.received(keypair, endpoint, fresh_bytes, data, now)
-            if limiter is not None:
-                limiter.spent()
-
-    def _refuse_source(self, peer: Peer, endpoint: Endpoint, source: bytes, count: int, now: float) -> None:
-        key = peer.public_key
-        self._context.rejections.note(
-            Reason.SOURCE, key + source, now, endpoint=endpoint, public_key=key, address=source, count=count
-        )
+                open_messages(context, keypair, endpoint, congested, pieces, framed, now)
 
     # --- Timers and output ----------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ __all__ = [
     "RESPONSE_BYTES",
     "TYPE_COOKIE_REPLY",
     "TYPE_DATA",
+    "TYPE_FRAME",
     "TYPE_INITIATION",
     "TYPE_RESPONSE",
     "CookieReply",
@@ -34,6 +35,8 @@ TYPE_INITIATION = 1
 TYPE_RESPONSE = 2
 TYPE_COOKIE_REPLY = 3
 TYPE_DATA = 4
+# Our own (culvert.frame_messages), never sent to others.
+TYPE_FRAME = 0x66
 
 _INITIATION = struct.Struct("<II32s48s28s")
 _RESPONSE = struct.Struct("<III32s16s")

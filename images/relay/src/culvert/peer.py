@@ -28,13 +28,14 @@ from .constants import (
     REKEY_TIMEOUT_S,
 )
 from .context import Context, Event, EventKind
-from .endpoint import NO_TARGET, Endpoint, EndpointName, Target
+from .endpoint import Endpoint
 from .errors import BadPacket
-from .frame import PLAIN, VNET_HEADER_BYTES
+from .frame import PLAIN
 from .keypair import Keypair, Keypairs
 from .keys import ZERO_KEY
 from .messages import CookieReply, Initiation, Response
 from .noise import InitiatorHandshake, ResponderHandshake, TransportKeys
+from .sealing import is_keepalive, seal
 from .staging import Staging
 from .stats import PeerStats
 from .timers import Timer, Timers
@@ -57,15 +58,6 @@ _NEVER = float("inf")
 
 class Peer(Bound):
     """State of one peer of a device. As an owner of prefixes it carries to itself: ``active``."""
-
-    # What few peers have is of the class, until it is set: objects with more than 30 attributes of their own
-    # cost half a kilobyte more each.
-    endpoints: tuple[Endpoint | EndpointName, ...] = ()
-    "Where it may be, the preferred one first, if that is more than one place or a stream."
-    target: Target = NO_TARGET
-    "How its ``tls://`` endpoints are dialled."
-    frame_messages: bool = False
-    "It takes frame messages (:mod:`culvert.frame`), and may send them."
 
     def __init__(self, context: Context, public_key: bytes) -> None:
         super().__init__(context, public_key)
@@ -177,27 +169,26 @@ class Peer(Bound):
             return
         for ecn, run in groupby(self._staged.take(), key=itemgetter(1)):
             frames = [frame for frame, _ in run]
-            segments = sum(flow.segments for flow in self._context.batch.flows(frames))
-            self._seal(keypair, frames, ecn, segments, now)
+            self._seal(keypair, frames, ecn, None, now)
 
-    def _seal(self, keypair: Keypair, frames: Sequence[Buffer], ecn: int, segments: int, now: float) -> None:
+    def _seal(
+        self, keypair: Keypair, frames: Sequence[Buffer], ecn: int, segments: int | None, now: float
+    ) -> None:
         """Everything the engine sends under a session key goes through here."""
         endpoint = self.endpoint
         if endpoint is None:
             return
-        counter = keypair.take_counters(segments)
-        if counter is None:
+        context = self._context
+        whole = context.layer2 is not None or (self.frame_messages and endpoint.is_stream)
+        sealed = seal(context, keypair, frames, segments, whole)
+        if sealed is None:
             # The counter is used up (section 6.2): all of it waits for the next session.
             self._staged.add(frames, ecn)
         else:
-            context = self._context
-            sealed = context.batch.seal(
-                keypair.send_key, keypair.remote_index, counter, frames, context.mtu_bytes
-            )
             context.send(endpoint, sealed, ecn)
             self.stats.tx_bytes += sum(len(chunk.data) for chunk in sealed)
             self._authenticated_sent(now)
-            if len(frames) > 1 or len(frames[0]) > VNET_HEADER_BYTES:
+            if not is_keepalive(frames):
                 self._data_sent(now)
         if keypair.stale_for_sending(now):
             self.initiate(now)

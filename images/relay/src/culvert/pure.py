@@ -19,8 +19,9 @@ from .batch import OVERHEAD_BYTES, Accept, Buffer, Chunk, Flow, Piece, Received,
 from .coalesce import coalesce as join
 from .constants import PADDING_MULTIPLE
 from .frame import VNET_HEADER_BYTES
+from .frame_messages import frame_of, plaintext_of, sender_of
 from .ip import ECN_CE, destination, ecn_bits, mark_congestion, payload_length
-from .messages import DATA_HEADER, DATA_HEADER_BYTES, DATA_MIN_BYTES, TYPE_DATA
+from .messages import DATA_HEADER, DATA_HEADER_BYTES, DATA_MIN_BYTES, TYPE_DATA, TYPE_FRAME
 from .segment import cut, segments
 
 __all__ = ["PureBatch"]
@@ -37,6 +38,8 @@ _SOURCE_V4 = slice(12, 16)
 _SOURCE_V6 = slice(8, 24)
 # Type and receiver of a message that is too short for a data message.
 _OTHER = (0, 0)
+# Of messages that belong to a session.
+_SESSION_TYPES = (TYPE_DATA, TYPE_FRAME)
 _HAS_INTO = hasattr(ChaCha20Poly1305, "encrypt_into")
 
 
@@ -102,22 +105,36 @@ class PureBatch:
             start = stop
         return _chunks(view, sizes)
 
+    def seal_frames(self, key: Any, receiver: int, counter: int, frames: Sequence[Buffer]) -> list[Chunk]:
+        """Frame messages, ready to be sent."""
+        texts = [text for text in map(plaintext_of, frames) if text is not None]
+        sizes = [len(text) + OVERHEAD_BYTES for text in texts]
+        view = memoryview(bytearray(sum(sizes)))
+        encrypt_into = key.encrypt_into if _HAS_INTO else _encrypt_into(key)
+        start = 0
+        for number, (text, size) in enumerate(zip(texts, sizes, strict=True), counter):
+            DATA_HEADER.pack_into(view, start, TYPE_FRAME, receiver, number)
+            encrypt_into(_NONCE.pack(number), text, None, view[start + DATA_HEADER_BYTES : start + size])
+            start += size
+        return _chunks(view, sizes)
+
     def sift(self, received: Sequence[Received]) -> list[Sifted]:
         """Data messages by session, and whatever else there is."""
         found: list[Sifted] = []
         last: Sifted | None = None
         for data, endpoint, ecn, segment_bytes in received:
             congested = ecn == ECN_CE
-            for receiver, piece in _pieces(data, segment_bytes):
+            for receiver, framed, piece in _pieces(data, segment_bytes):
                 if (
                     last is not None
                     and last.receiver == receiver != -1
+                    and last.framed == framed
                     and last.endpoint is endpoint
                     and last.congested == congested
                 ):
                     last.pieces.append(piece)
                 else:
-                    last = Sifted(receiver, endpoint, congested, [piece])
+                    last = Sifted(receiver, endpoint, congested, [piece], framed)
                     found.append(last)
         return found
 
@@ -131,6 +148,12 @@ class PureBatch:
         if congested:
             packets = [mark_congestion(packet) for packet in packets]
         return list(join(packets, coalesce))
+
+    def open_frames(self, key: Any, pieces: Sequence[Piece], ethernet: bool, accept: Accept) -> list[Buffer]:
+        """Frames for the TUN or the TAP device."""
+        opened = _Opened(accept)
+        opened.read_frames(key, pieces, ethernet)
+        return list(opened.packets)
 
 
 def _encrypt_into(key: ChaCha20Poly1305) -> Any:
@@ -166,8 +189,8 @@ def _chunks(view: memoryview, sizes: Sequence[int]) -> list[Chunk]:
     return chunks
 
 
-def _pieces(data: Buffer, segment_bytes: int) -> list[tuple[int, Piece]]:
-    """Runs of data messages for one receiver, and with -1 each other message."""
+def _pieces(data: Buffer, segment_bytes: int) -> list[tuple[int, bool, Piece]]:
+    """Runs of data messages or of frame messages for one receiver, and with -1 each other message."""
     length = len(data)
     if not length:
         return []
@@ -183,15 +206,16 @@ def _pieces(data: Buffer, segment_bytes: int) -> list[tuple[int, Piece]]:
         heads.append(struct.unpack_from("<II", view, length - tail))
     elif tail:
         heads.append(_OTHER)
-    if heads[0][0] == TYPE_DATA and heads.count(heads[0]) == len(heads):
-        return [(heads[0][1], Piece(view, stride))]
-    found: list[tuple[int, Piece]] = []
+    if heads[0][0] in _SESSION_TYPES and heads.count(heads[0]) == len(heads):
+        return [(heads[0][1], heads[0][0] == TYPE_FRAME, Piece(view, stride))]
+    found: list[tuple[int, bool, Piece]] = []
     start = 0
     for place, head in enumerate(heads):
         end = place + 1
-        if end == len(heads) or heads[end] != head or head[0] != TYPE_DATA:
+        if end == len(heads) or heads[end] != head or head[0] not in _SESSION_TYPES:
             part = view[start * stride : end * stride]
-            found.append((head[1] if head[0] == TYPE_DATA else -1, Piece(part, min(stride, len(part)))))
+            receiver = head[1] if head[0] in _SESSION_TYPES else -1
+            found.append((receiver, head[0] == TYPE_FRAME, Piece(part, min(stride, len(part)))))
             start = end
     return found
 
@@ -199,7 +223,7 @@ def _pieces(data: Buffer, segment_bytes: int) -> list[tuple[int, Piece]]:
 class _Opened:
     """Authentic messages on their way to ``accept``, which judges runs of them.
 
-    A run has consecutive counters and one source; ``packets`` holds those that were accepted.
+    A run has consecutive counters and one source; ``packets`` holds those that were accepted (or frames).
     """
 
     def __init__(self, accept: Accept) -> None:
@@ -246,6 +270,27 @@ class _Opened:
             due = counter + 1
             size_bytes += len(body) + DATA_HEADER_BYTES
             run.append(plain if length == plain_bytes else plain[:length])
+        self.judge(run, first, size_bytes, origin)
+
+    def read_frames(self, key: Any, pieces: Sequence[Piece], ethernet: bool) -> None:
+        """Open frame messages, and have them judged."""
+        run: list[bytes] = []
+        origin: bytes | None = None
+        first, due, size_bytes = 0, -1, 0
+        for counter, body in _messages(pieces):
+            try:
+                plain = key.decrypt(_NONCE.pack(counter), body, None)
+            except InvalidTag:
+                due = -1
+                continue
+            frame = frame_of(plain, ethernet=ethernet)
+            this = sender_of(frame, ethernet=ethernet) if frame else b"" if plain else None
+            if counter != due or this != origin or len(run) == _MAX_ACCEPT:
+                self.judge(run, first, size_bytes, origin)
+                run, first, size_bytes, origin = [], counter, 0, this
+            due = counter + 1
+            size_bytes += len(body) + DATA_HEADER_BYTES
+            run.append(frame or b"")
         self.judge(run, first, size_bytes, origin)
 
 

@@ -44,6 +44,8 @@ class Reason(Enum):
     "The answer to our initiation is not authentic: the pre-shared keys differ."
     SOURCE = "source"
     "A packet out of the tunnel whose source is not one of the peer's allowed IPs."
+    FRAME_MESSAGE = "frame_message"
+    "A frame message of a peer that is not to send any: FrameMessages is on at its end alone."
     EXPIRED = "expired"
     "An authentic initiation of a peer whose time is up, or a packet of the host for it."
     QUOTA = "quota"

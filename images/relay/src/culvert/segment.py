@@ -28,7 +28,7 @@ from .frame import (
 )
 from .ip import payload_length
 
-__all__ = ["TCP", "UDP", "cut", "pieces_of", "pseudo_sum", "segments", "word_sum"]
+__all__ = ["TCP", "UDP", "cut", "pieces_of", "pseudo_sum", "segments", "superpacket", "word_sum"]
 
 TCP = 6
 UDP = 17
@@ -80,7 +80,7 @@ class Superpacket(NamedTuple):
     segments: int
 
 
-def _superpacket(frame: Buffer, gso_type: int, segment_bytes: int, l4_start: int) -> Superpacket | None:
+def superpacket(frame: Buffer, gso_type: int, segment_bytes: int, l4_start: int) -> Superpacket | None:
     """How to cut a frame that its header calls a superpacket; None when it is none that makes sense."""
     packet = memoryview(frame)[VNET_HEADER_BYTES:]
     length, version, kind = len(packet), packet[0] >> 4, gso_type & ~GSO_ECN
@@ -118,8 +118,8 @@ def segments(frame: Buffer) -> int:
         return 1
     flags, gso_type, _, segment_bytes, start, offset = VNET_HEADER.unpack_from(frame)
     if gso_type != GSO_NONE:
-        superpacket = _superpacket(frame, gso_type, segment_bytes, start)
-        return superpacket.segments if superpacket else 0
+        found = superpacket(frame, gso_type, segment_bytes, start)
+        return found.segments if found else 0
     return int(not flags & NEEDS_CSUM or start + offset + 2 <= len(frame) - VNET_HEADER_BYTES)
 
 
@@ -135,8 +135,8 @@ def cut(frame: Buffer) -> list[bytes]:
         return [packet]
     flags, gso_type, _, segment_bytes, start, offset = VNET_HEADER.unpack_from(frame)
     if gso_type != GSO_NONE:
-        superpacket = _superpacket(frame, gso_type, segment_bytes, start)
-        return _segments_of(packet, superpacket) if superpacket else []
+        found = superpacket(frame, gso_type, segment_bytes, start)
+        return _segments_of(packet, found) if found else []
     if not flags & NEEDS_CSUM:
         return [packet]
     place = start + offset

@@ -263,6 +263,7 @@ _REASONS = {
     "stale_timestamp": "initiations older than the peer's last one (its clock went back, or a replay)",
     "bad_response": "answers to our initiation that do not fit (the pre-shared keys differ)",
     "source": "packets out of the tunnel from an address that is not the peer's",
+    "frame_message": "frame messages, which are not to come from that peer (FrameMessages)",
     "expired": "attempts of or packets for a peer whose time is up",
     "quota": "attempts of or packets for a peer that has used up its quota",
     "no_allowed_ip": "packets for an address that no peer has",

@@ -31,17 +31,26 @@ static void put_le64(uint8_t *at, uint64_t value)
         at[i] = (uint8_t)value;
 }
 
+static int start(EVP_CIPHER_CTX *key, uint64_t counter)
+{
+    /* libcrypto's nonce: the block counter in 4 bytes, then the nonce (WireGuard: 4 zeros and the counter). */
+    uint8_t nonce[16] = {0};
+    put_le64(nonce + 8, counter);
+    return EVP_CipherInit_ex(key, NULL, NULL, NULL, nonce, 1) == 1;
+}
+
+static int more(EVP_CIPHER_CTX *key, const uint8_t *in, uint8_t *out, uint32_t bytes)
+{
+    int written;
+    return !bytes || EVP_EncryptUpdate(key, out, &written, in, (int)bytes) == 1;
+}
+
 /* Section 2.6: the key stream's first 32 bytes are the Poly1305 key, the rest of its first block is not used; the text
  * starts with the second block. So the 64 bytes in front of the text go through the cipher with it: one call. */
 static int stream(EVP_CIPHER_CTX *key, uint64_t counter, const uint8_t *in, uint8_t *out, uint32_t bytes)
 {
-    /* libcrypto's nonce: the block counter in 4 bytes, then the nonce (WireGuard: 4 zeros and the counter). */
-    uint8_t nonce[16] = {0};
-    int written;
-    put_le64(nonce + 8, counter);
-    return EVP_CipherInit_ex(key, NULL, NULL, NULL, nonce, 1) == 1 &&
-           EVP_EncryptUpdate(key, out - CV_AEAD_HEAD_BYTES, &written, in - CV_AEAD_HEAD_BYTES,
-                             (int)(CV_AEAD_HEAD_BYTES + bytes)) == 1;
+    return start(key, counter) &&
+           more(key, in - CV_AEAD_HEAD_BYTES, out - CV_AEAD_HEAD_BYTES, CV_AEAD_HEAD_BYTES + bytes);
 }
 
 /* Section 2.8: over the ciphertext, zeros up to a multiple of 16, and the lengths of nothing and of the ciphertext. */
@@ -90,4 +99,38 @@ int cv_aead_open(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, const 
     if (!authenticate(mac, one_time_key, sealed, bytes, tag))
         return -1;
     return CRYPTO_memcmp(tag, sealed + bytes, sizeof tag) == 0;
+}
+
+int cv_aead_seal_apart(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, const uint8_t *head, uint32_t head_bytes,
+                       const uint8_t *text, uint32_t bytes, uint8_t *sealed)
+{
+    /* The block of key stream, and the first block of text: what comes then goes where it belongs in whole blocks, and
+     * the last bytes with their zeros from here again. */
+    uint8_t begin[CV_AEAD_HEAD_BYTES + 64] = {0}, end[64] = {0};
+    uint32_t first = 64 - head_bytes < bytes ? 64 - head_bytes : bytes;
+    uint32_t begin_bytes = (head_bytes + first + 15u) & ~15u;
+    uint32_t whole = (bytes - first) & ~63u, rest = bytes - first - whole, end_bytes = (rest + 15u) & ~15u;
+    uint8_t *out = sealed + begin_bytes;
+    memcpy(begin + CV_AEAD_HEAD_BYTES, head, head_bytes);
+    memcpy(begin + CV_AEAD_HEAD_BYTES + head_bytes, text, first);
+    memcpy(end, text + first + whole, rest);
+    if (!start(key, counter) || !more(key, begin, begin, CV_AEAD_HEAD_BYTES + begin_bytes) ||
+        !more(key, text + first, out, whole) || !more(key, end, end, end_bytes))
+        return 0;
+    memcpy(sealed, begin + CV_AEAD_HEAD_BYTES, begin_bytes);
+    memcpy(out + whole, end, end_bytes);
+    uint32_t sealed_bytes = begin_bytes + whole + end_bytes;
+    return authenticate(mac, begin, sealed, sealed_bytes, sealed + sealed_bytes);
+}
+
+int cv_aead_open_apart(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, const uint8_t *sealed, uint32_t bytes,
+                       uint8_t *text)
+{
+    uint8_t block[CV_AEAD_HEAD_BYTES] = {0}, tag[CV_AEAD_TAG_BYTES];
+    if (!start(key, counter) || !more(key, block, block, sizeof block) ||
+        !authenticate(mac, block, sealed, bytes, tag))
+        return -1;
+    if (CRYPTO_memcmp(tag, sealed + bytes, sizeof tag) != 0)
+        return 0;
+    return more(key, sealed, text, bytes) ? 1 : -1;
 }

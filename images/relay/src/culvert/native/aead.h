@@ -37,4 +37,12 @@ int cv_aead_seal(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, const 
 int cv_aead_open(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, const uint8_t *sealed, uint32_t bytes,
                  int has_head, uint8_t *text);
 
+/* The same where a text is long or begins with something else, and nothing is read or written in front of either side:
+ * encrypt `head` (at most 64 bytes), the text and zeros up to a multiple of 16. */
+int cv_aead_seal_apart(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, const uint8_t *head, uint32_t head_bytes,
+                       const uint8_t *text, uint32_t bytes, uint8_t *sealed);
+/* Decrypt what is authentic; nothing is written otherwise. */
+int cv_aead_open_apart(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, uint64_t counter, const uint8_t *sealed, uint32_t bytes,
+                       uint8_t *text);
+
 #endif

@@ -5,11 +5,11 @@
 
 #include <string.h>
 
-static uint64_t get_le64(const uint8_t *at)
+uint64_t cv_message_counter(const struct cv_message *message)
 {
     uint64_t value = 0;
-    for (int i = 7; i >= 0; i--)
-        value = value << 8 | at[i];
+    for (int i = 15; i >= 8; i--)
+        value = value << 8 | message->sealed[i];
     return value;
 }
 
@@ -19,10 +19,11 @@ int cv_open(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, struct cv_message *messages, 
         struct cv_message *message = &messages[i];
         message->authentic = message->accepted = 0;
         message->bytes = message->plain_bytes = 0;
+        message->ethernet = 0;
         if (message->sealed_bytes < CV_OVERHEAD_BYTES)
             continue;
         uint32_t bytes = message->sealed_bytes - CV_OVERHEAD_BYTES;
-        message->counter = get_le64(message->sealed + 8);
+        message->counter = cv_message_counter(message);
         int result = cv_aead_open(key, mac, message->counter, message->sealed + CV_HEADER_BYTES, bytes,
                                   message->has_head, plain + CV_AEAD_HEAD_BYTES);
         if (result < 0)
@@ -43,6 +44,10 @@ size_t cv_message_source(const struct cv_message *message, const uint8_t **addre
 {
     if (!message->bytes)
         return 0;
+    if (message->ethernet) {
+        *address = message->packet + 6;
+        return 6;
+    }
     int v6 = message->packet[0] >> 4 == 6;
     *address = message->packet + (v6 ? 8 : 12);
     return v6 ? 16 : 4;

@@ -26,6 +26,7 @@ struct cv_message {
     uint8_t authentic, accepted;
     uint8_t protocol; /* CV_TCP or CV_UDP where there is such a header that is not in a fragment; else 0 */
     uint8_t candidate;
+    uint8_t ethernet; /* the packet is an Ethernet frame */
 };
 
 #define CV_NONE UINT32_MAX
@@ -40,6 +41,8 @@ struct cv_group {
 /* Decrypt into `plain`, which has room for the sum of all sealed_bytes and CV_OPEN_EXTRA_BYTES for each; 0, or -1 when
  * libcrypto fails. A message that is not authentic is only marked as such. */
 int cv_open(EVP_CIPHER_CTX *key, EVP_MAC_CTX *mac, struct cv_message *messages, size_t count, uint8_t *plain);
+/* The counter that a message says it has. */
+uint64_t cv_message_counter(const struct cv_message *message);
 /* Where the source address of an authentic message's packet is; 0 bytes: there is no packet. */
 size_t cv_message_source(const struct cv_message *message, const uint8_t **address);
 /* Make groups of the accepted messages; there are never more groups than messages. Returns how many. */

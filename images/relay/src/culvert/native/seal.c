@@ -94,26 +94,32 @@ static uint32_t segment_bytes(const struct cv_frame *frame, uint32_t index)
     return frame->header_bytes + (payload - start < frame->gso_size ? payload - start : frame->gso_size);
 }
 
+int cv_chunk_add(struct cv_chunk *chunks, size_t *made, size_t max, int *open, uint32_t bytes)
+{
+    struct cv_chunk *chunk = *made ? &chunks[*made - 1] : NULL;
+    if (*open && bytes <= chunk->segment_bytes && chunk->segments < CV_MAX_CHUNK_SEGMENTS &&
+        chunk->bytes + bytes <= CV_MAX_CHUNK_BYTES) {
+        chunk->segments++;
+        chunk->bytes += bytes;
+        *open = bytes == chunk->segment_bytes;
+        return 1;
+    }
+    if (*made == max)
+        return 0;
+    chunks[(*made)++] = (struct cv_chunk){.segments = 1, .segment_bytes = bytes, .bytes = bytes};
+    *open = 1;
+    return 1;
+}
+
 size_t cv_seal_plan(const struct cv_frame *frames, size_t count, uint32_t mtu, struct cv_chunk *chunks, size_t max)
 {
     size_t made = 0;
-    int open = 0; /* whether the last chunk takes more */
+    int open = 0;
     for (size_t f = 0; f < count; f++) {
         for (uint32_t s = 0; s < frames[f].segments; s++) {
             uint32_t plain = segment_bytes(&frames[f], s);
-            uint32_t bytes = plain + padding(plain, mtu) + CV_OVERHEAD_BYTES;
-            struct cv_chunk *chunk = made ? &chunks[made - 1] : NULL;
-            if (open && bytes <= chunk->segment_bytes && chunk->segments < CV_MAX_CHUNK_SEGMENTS &&
-                chunk->bytes + bytes <= CV_MAX_CHUNK_BYTES) {
-                chunk->segments++;
-                chunk->bytes += bytes;
-                open = bytes == chunk->segment_bytes;
-                continue;
-            }
-            if (made == max)
+            if (!cv_chunk_add(chunks, &made, max, &open, plain + padding(plain, mtu) + CV_OVERHEAD_BYTES))
                 return made + 1;
-            chunks[made++] = (struct cv_chunk){.segments = 1, .segment_bytes = bytes, .bytes = bytes};
-            open = 1;
         }
     }
     return made;

@@ -31,6 +31,9 @@ void cv_frame_parse(const uint8_t *data, size_t bytes, struct cv_frame *frame);
 /* Whether the frame's packet is IPv4 or IPv6, with where its destination address is. */
 int cv_frame_destination(const struct cv_frame *frame, const uint8_t **address, size_t *bytes);
 
+/* Put a datagram of `bytes` into the last of `*made` chunks, or into a new one; 0 where that would be more than `max`.
+ * `*open`: whether the last chunk takes more. */
+int cv_chunk_add(struct cv_chunk *chunks, size_t *made, size_t max, int *open, uint32_t bytes);
 /* How the frames' datagrams go into chunks: fills chunks (all but .out) up to max, returns how many there are. */
 size_t cv_seal_plan(const struct cv_frame *frames, size_t count, uint32_t mtu, struct cv_chunk *chunks, size_t max);
 enum {
