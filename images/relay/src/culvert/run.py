@@ -181,7 +181,9 @@ class _Parts:
             # Whoever uses no streams does not pay for what TLS takes.
             from .transport.tls import TlsOpener
 
-            return StreamTransport(boot_clock, mark, openers=[TlsOpener()])
+            streams = StreamTransport(boot_clock, mark, openers=[TlsOpener()])
+            streams.reception.recognises = self.device.recognises
+            return streams
 
         loop = Loop(boot_clock, control, reload)
         tun.calls = self.calls
