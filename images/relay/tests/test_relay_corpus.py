@@ -21,6 +21,7 @@ from unittest import mock
 import pytest
 
 import relay_fuzz_batch
+import relay_fuzz_streams
 from culvert import agree, certificate, config, ip
 from culvert.about import read_about
 from culvert.batch import Buffer, Received
@@ -350,6 +351,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "agreements": agreements,
     "handover": handover,
     "open": lambda data: relay_fuzz_batch.open_(pieces(data)),
+    "streams": relay_fuzz_streams.streams,
 }
 
 
