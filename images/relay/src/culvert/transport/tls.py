@@ -8,8 +8,8 @@ ours is sent to a server that does not have it: not even the end of the handshak
 
 OpenSSL gets bytes, not the socket (``MemoryBIO``). It reads and writes a socket by single records of 16 KiB,
 with one system call for a record's head and one for its body; like this a call moves up to 16 of them, at
-half the processor time for each byte. It also makes a write that the socket refuses simple: what was encrypted
-waits here, and is never to be given to OpenSSL a second time.
+half the processor time for each byte. It also makes a write that the socket refuses simple: what was
+encrypted waits here, and is never to be given to OpenSSL a second time.
 """
 
 from __future__ import annotations
