@@ -5,8 +5,9 @@
     python -m bench.packet_listener DEVICE listen ADDRESS PORT
     python -m bench.packet_listener DEVICE call ADDRESS PORT
 
-Each packet of the TUN device is written to the connection behind its length (16 bits, big-endian), and each
-that comes is written to the device, which has to be up. Nothing is encrypted, nobody is asked who he is, and
+It is what tutorials of TUN devices show: wait for device and connection; a packet of the device is written to
+the connection behind its length (16 bits, big-endian); of the connection a length is read, then as many bytes,
+which are written to the device. The device has to be up. Nothing is encrypted, nobody is asked who he is, and
 one caller is served.
 """
 
@@ -14,10 +15,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import socket
 import struct
 import sys
-import threading
 
 LENGTH = struct.Struct("!H")
 _MAX_PACKET_BYTES = 65535
@@ -31,18 +32,18 @@ def open_tun(name: str) -> int:
     return tun
 
 
-def to_stream(tun: int, connection: socket.socket) -> None:
-    """Packets of the device, each behind its length, until the connection ends."""
+def carry(tun: int, connection: socket.socket) -> None:
+    """Packets both ways, until the other end has no more."""
     while True:
-        packet = os.read(tun, _MAX_PACKET_BYTES)
-        connection.sendall(LENGTH.pack(len(packet)) + packet)
-
-
-def from_stream(connection: socket.socket, tun: int) -> None:
-    """What comes, packet by packet, until the connection ends."""
-    with connection.makefile("rb") as stream:
-        while header := stream.read(LENGTH.size):
-            os.write(tun, stream.read(LENGTH.unpack(header)[0]))
+        readable, _, _ = select.select([tun, connection.fileno()], [], [])
+        if tun in readable:
+            packet = os.read(tun, _MAX_PACKET_BYTES)
+            connection.sendall(LENGTH.pack(len(packet)) + packet)
+        if connection.fileno() in readable:
+            header = connection.recv(LENGTH.size, socket.MSG_WAITALL)
+            if not header:
+                return
+            os.write(tun, connection.recv(LENGTH.unpack(header)[0], socket.MSG_WAITALL))
 
 
 def connect(way: str, address: str, port: int) -> socket.socket:
@@ -61,8 +62,7 @@ def main(arguments: list[str]) -> None:
     tun = open_tun(device)
     connection = connect(way, address, int(port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    threading.Thread(target=to_stream, args=(tun, connection), daemon=True).start()
-    from_stream(connection, tun)
+    carry(tun, connection)
 
 
 if __name__ == "__main__":

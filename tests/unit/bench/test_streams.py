@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import threading
@@ -83,23 +82,18 @@ def test_bounds(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_plain_listener_keeps_packets_apart() -> None:
     """A TUN device reads and writes whole packets, as a socket for datagrams does."""
-    ours, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     near, far = socket.socketpair()
-
-    def carry() -> None:
-        # A device never ends; this one does, when the test does.
-        with contextlib.suppress(OSError):
-            packet_listener.to_stream(device.fileno(), near)
-
-    threading.Thread(target=carry, daemon=True).start()
+    running = threading.Thread(target=packet_listener.carry, args=(device.fileno(), near))
+    running.start()
     packets = [os.urandom(length) for length in (1, 1420, 65000)]
-    for packet in packets:
-        ours.send(packet)
     stream = b"".join(packet_listener.LENGTH.pack(len(packet)) + packet for packet in packets)
+    for packet in packets:
+        kernel.send(packet)
     with far.makefile("rb") as file:
         assert file.read(len(stream)) == stream
-    back, at_device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     far.sendall(stream)
-    far.shutdown(socket.SHUT_WR)
-    packet_listener.from_stream(near, at_device.fileno())
-    assert [back.recv(65536) for _ in packets] == packets
+    assert [kernel.recv(65536) for _ in packets] == packets
+    far.close()
+    running.join(10)
+    assert not running.is_alive()
