@@ -15,7 +15,7 @@ from typing import Any
 
 DEVICE: dict[str, Any] = {
     "name": {"type": "str", "required": True},
-    "mode": {"type": "str", "choices": ["tun", "tap"], "default": "tun"},
+    "mode": {"type": "str", "choices": ["tun", "tap", "bridge"], "default": "tun"},
     "owner": {"type": "str"},
     "group": {"type": "str"},
     "vnet_hdr": {"type": "bool", "default": False},
@@ -24,6 +24,9 @@ DEVICE: dict[str, Any] = {
     "addresses": {"type": "list", "elements": "str", "default": []},
     "addresses_exclusive": {"type": "bool", "default": True},
     "up": {"type": "bool", "default": True},
+    "bridge": {"type": "str"},
+    "bridge_isolated": {"type": "bool", "default": False},
+    "stp": {"type": "bool", "default": False},
 }
 
 _JUMP: dict[str, Any] = {

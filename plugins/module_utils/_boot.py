@@ -15,15 +15,21 @@ better than none: each failure is a line on standard error, and the exit status 
 
 from __future__ import annotations
 
+import time
 from typing import TextIO
 
-from . import _pending, _restore, _store
+from . import _late_bridges, _pending, _restore, _store
 from ._core import HostError, SpecError
+from ._installed import LIBRARY, command
 from ._lock import host_lock
-from ._processes import run_command
+from ._processes import detached, run_command
 from ._resolver import ResolverSpec
 from ._resolver_host import ResolverBackend
 from ._transaction import cause_of_death, is_alive
+
+#: For bridges, from the boot on. Some hosts wait minutes for an address before they go on.
+PATIENCE_S = 600.0
+_LOOK_S = 1.0
 
 
 def main(out: TextIO, err: TextIO) -> int:
@@ -31,9 +37,39 @@ def main(out: TextIO, err: TextIO) -> int:
     problems = _apply_all([name for name in _store.names() if name < changed], out)
     problems += _undo_pending()
     problems += _apply_all([name for name in _store.names() if name >= changed], out)
+    problems += _wait_for_bridges()
     for problem in problems:
         err.write(f"{problem}\n")
     return 1 if problems else 0
+
+
+def _wait_for_bridges() -> list[str]:
+    """Leave somebody behind who goes on when the host's bridges are there."""
+    try:
+        if _late_bridges.missing(stored.document for stored in _store.load_all()):
+            detached(command(LIBRARY, "bridges"))
+    except (HostError, SpecError) as error:
+        return [str(error)]
+    return []
+
+
+def bridges(out: TextIO, err: TextIO) -> int:
+    """Apply the documents again whose bridges were missing, each when these are there."""
+    until_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until_s:
+        documents = [stored.document for stored in _store.load_all()]
+        waiting = [document for document in documents if _late_bridges.unbridged(document)]
+        ready = [document.name for document in waiting if not _late_bridges.missing([document])]
+        # While a change is under way, what is in force is not what is to be.
+        if _pending.load() is None:
+            problems = _apply_all(ready, out)
+            for problem in problems:
+                err.write(f"{problem}\n")
+            if len(ready) == len(waiting):
+                return 1 if problems else 0
+        time.sleep(_LOOK_S)
+    err.write("there are bridges missing still\n")
+    return 1
 
 
 def resolver(out: TextIO, err: TextIO) -> int:
@@ -93,4 +129,7 @@ def _undo_pending() -> list[str]:
 def _apply(name: str) -> list[str]:
     with host_lock():
         stored = _store.load(name)
-        return [] if stored is None else _restore.apply_each(stored.document, None)
+        if stored is None:
+            return []
+        document = _late_bridges.without(stored.document, _late_bridges.missing([stored.document]))
+        return _restore.apply_each(document, None)

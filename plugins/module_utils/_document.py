@@ -40,6 +40,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "mode": "tun",
         "vnet_hdr": False,
         "multi_queue": False,
+        "bridge_isolated": False,
+        "stp": False,
         "addresses": [],
         "addresses_exclusive": True,
         "up": True,

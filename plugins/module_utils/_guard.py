@@ -26,7 +26,7 @@ from ._processes import run_command
 from ._transaction import cause_of_death, execute
 
 _USAGE = (
-    "usage: run.py explain DESTINATION | culvert ... | boot | resolver\n"
+    "usage: run.py explain DESTINATION | culvert ... | boot | resolver | bridges\n"
     "       run.py apply ID PROCESS | rollback ID | wait ID\n"
 )
 # How long the module gets to end, and its last words to reach the controller, before the network changes.
@@ -150,6 +150,8 @@ def main(arguments: list[str]) -> int:
             return _command.main(arguments[arguments[0] == "culvert" :])
         if arguments == ["resolver"]:
             return _boot.resolver(sys.stdout, sys.stderr)
+        if arguments == ["bridges"]:
+            return _boot.bridges(sys.stdout, sys.stderr)
         if len(arguments) == 3 and arguments[0] == "apply" and arguments[2].isdigit():
             return apply(arguments[1], int(arguments[2]))
         if len(arguments) == 2 and arguments[0] in ("rollback", "wait"):

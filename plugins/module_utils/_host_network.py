@@ -53,7 +53,7 @@ from ._tun_kernel import TunBackend
 #: with its settings and addresses, as nothing leads there before there are routes and rules. Nor are name
 #: servers: packets go where they went, and a login for which names are looked up is slower, not refused.
 _RISKY = {
-    "device": {"add", "remove", "delete"},
+    "device": {"add", "remove", "delete", "bridge"},
     "sysctls": {"set"},
     "chain": {"write"},
     "table": {"set_route", "remove_route", "add_rule", "remove_rule"},
@@ -372,10 +372,22 @@ class _Planning:
 
     def _device_plan(self, part: Part) -> Plan:
         spec: TunSpec = part.backend.spec
-        found = replace(self._observed.of(part), elsewhere=self._elsewhere(part))
+        state = self._observed.of(part)
+        bridging = replace(state.bridging, there=self._bridges(part))
+        found = replace(state, elsewhere=self._elsewhere(part), bridging=bridging)
         changes = _tun.plan(spec, found)
         self._routing = _foresight.after_device(self._routing, spec, found, changes)
         return changes
+
+    def _bridges(self, part: Part) -> frozenset[str]:
+        """Those that there will be when it is the turn of a device."""
+        network = self._network
+        there = set(self._observed.of(part).bridging.there)
+        there -= {other.backend.spec.name for other in network._lost_devices}
+        for other in network._devices[: network._devices.index(part)] if part in network._devices else []:
+            if other.backend.spec.mode == "bridge":
+                there.add(other.backend.spec.name)
+        return frozenset(there)
 
     def _elsewhere(self, part: Part) -> tuple[tuple[str, _tun.Interface], ...]:
         """Addresses of other devices: of this document's as they will be, of others as they are."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._core import HostError, Runner
-from ._installed import PENDING, command
+from ._installed import command
 from ._pending import CODE, GUARD, WORKER, Transaction, is_alive, journal, note
 from ._starters import init_system
 
@@ -82,7 +82,7 @@ def arm(transaction: Transaction, run: Runner) -> None:
             command(CODE, "rollback", transaction.id),
         )
         return
-    guard = _detached(command(CODE, "wait", transaction.id))
+    guard = detached(command(CODE, "wait", transaction.id))
     give_up_s = time.monotonic() + _START_S
     # Not before it has loaded all it needs: then it can act even when the disk no longer can.
     while not any("guard" in line for line in journal()):
@@ -120,7 +120,7 @@ def start_worker(transaction: Transaction, run: Runner) -> Worker:
     if init_system() == "systemd":
         _systemd_run(run, APPLY_UNIT, ["--no-block"], words)
         return Worker()
-    return Worker(_detached(words))
+    return Worker(detached(words))
 
 
 def end_worker(transaction: Transaction) -> None:
@@ -164,7 +164,8 @@ def _forget_units(run: Runner) -> None:
     run(["systemctl", "reset-failed", *units], "")
 
 
-def _detached(words: list[str]) -> subprocess.Popen[bytes]:
+def detached(words: list[str]) -> subprocess.Popen[bytes]:
+    """Start a process that outlives this one. :raises HostError: it cannot be started."""
     options: dict[str, Any] = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.DEVNULL,
@@ -177,4 +178,4 @@ def _detached(words: list[str]) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(words, **options)
     except OSError as error:
-        raise HostError(f"cannot start {words[0]} for {PENDING}: {error.strerror}") from None
+        raise HostError(f"cannot start {' '.join(words)}: {error.strerror}") from None

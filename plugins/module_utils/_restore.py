@@ -20,7 +20,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import _pending, _processes, _snapshot, _store
+from . import _late_bridges, _pending, _processes, _snapshot, _store
 from ._core import HostError, SpecError
 from ._document import Document
 from ._host_network import HostNetwork, Part
@@ -173,13 +173,15 @@ def apply_each(document: Document, previous: Document | None) -> list[str]:
     :return: what went wrong, in words.
     :raises HostError, SpecError: nothing at all can be done on this host.
     """
-    network = HostNetwork(document, previous, run_command)
+    # Without its bridge a device is of use still, and so is all the rest.
+    gone = _late_bridges.missing([document])
+    network = HostNetwork(_late_bridges.without(document, gone), previous, run_command)
     problems: list[str] = []
     for _pass in range(_PASSES):
         problems = []
         if not _one_pass(network, problems):
             break
-    return problems
+    return [*problems, *(f"there is no bridge {name}" for name in sorted(gone))]
 
 
 def _one_pass(network: HostNetwork, problems: list[str]) -> bool:

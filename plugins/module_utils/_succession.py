@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from ._chain import ChainSpec
 from ._document import Document
@@ -46,8 +47,13 @@ def with_resets(document: Document, before: Document) -> list[TunSpec]:
     specs = []
     for spec in document.devices:
         old = former.get(spec.name, spec)
-        given = [("owner", old.owner, spec.owner), ("group", old.group, spec.group)]
-        given += [("mtu", old.mtu_bytes, spec.mtu_bytes)]
+        given: list[tuple[str, Any, Any]] = [
+            ("owner", old.owner, spec.owner),
+            ("group", old.group, spec.group),
+            ("mtu", old.mtu_bytes, spec.mtu_bytes),
+            ("bridge", old.bridging.port_of or None, spec.bridging.port_of),
+            ("mode", old.mode, None if old.mode != spec.mode else spec.mode),
+        ]
         resets = frozenset(option for option, was, is_ in given if was is not None and is_ is None)
         specs.append(replace(spec, resets=resets))
     return specs

@@ -5,7 +5,8 @@
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 # Do not use this from other collections or standalone plugins/modules!
 
-"""A persistent TUN or TAP device: what is wished, what is there, and the pure plan between the two.
+"""A persistent TUN or TAP device, or a bridge for one: what is wished, what is there, and the pure plan
+between the two.
 
 Reading and changing the kernel is in ``_tun_kernel``. Kernel documentation: networking/tuntap.
 """
@@ -14,10 +15,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
+from . import _bridge
 from ._accounts import account_number
+from ._bridge import BridgeSpec, BridgeState
 from ._core import Change, Plan, SpecError
 from ._options import Options
 
@@ -25,6 +28,7 @@ Interface = Union[ipaddress.IPv4Interface, ipaddress.IPv6Interface]
 
 # IFNAMSIZ is 16 with the final NUL (include/uapi/linux/if.h).
 NAME_MAX_BYTES = 15
+MODES = ("tun", "tap", "bridge")
 MTU_MIN_BYTES, MTU_MAX_BYTES = 68, 65535
 # drivers/net/tun.c, tun_net_init: ETH_DATA_LEN
 MTU_DEFAULT_BYTES = 1500
@@ -48,7 +52,14 @@ class TunSpec:
     exclusive: bool = True
     up: bool = True
     resets: frozenset[str] = frozenset()
-    "Of owner, group and mtu, those given before and not now: they go back to the kernel's default."
+    """Of owner, group, mtu and bridge, those given before and not now: back to the kernel's default. And mode
+    where it was another one before: then the device is made anew."""
+    bridging: BridgeSpec = field(default_factory=BridgeSpec)
+
+    @property
+    def kind(self) -> str:
+        """The kernel's link kind."""
+        return "bridge" if self.mode == "bridge" else "tun"
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any], where: str = "") -> TunSpec:
@@ -56,10 +67,11 @@ class TunSpec:
         :raises SpecError: an option is malformed; none of these checks looks at the host's network.
         """
         options = Options(params, where)
+        mode = options.required("mode", "tun", MODES)
         spec = cls(
             name=_device_name(options, options.required("name")),
             present=options.required("state", "present", ("present", "absent")) == "present",
-            mode=options.required("mode", "tun", ("tun", "tap")),
+            mode=mode,
             owner=account_number(options, "owner"),
             group=account_number(options, "group"),
             vnet_hdr=options.flag("vnet_hdr", False),
@@ -68,8 +80,10 @@ class TunSpec:
             addresses=_addresses(options),
             exclusive=options.flag("addresses_exclusive", True),
             up=options.flag("up", True),
+            bridging=BridgeSpec.from_options(options, mode),
         )
         options.done()
+        _check_mode(options, spec)
         if (
             spec.mtu_bytes
             and spec.mtu_bytes < IPV6_MTU_MIN_BYTES
@@ -107,12 +121,29 @@ class TunState:
     "/dev/net/tun is there."
     ipv6_disabled: str = ""
     keeps_ipv6_when_down: bool = False
+    bridging: BridgeState = field(default_factory=BridgeState)
     promotes: bool = False
     "Removing the first IPv4 address of a network leaves the others (sysctl promote_secondaries)."
 
     @property
     def exists(self) -> bool:
         return self.kind is not None
+
+
+def _check_mode(options: Options, spec: TunSpec) -> None:
+    """:raises SpecError: an option does not go with the mode."""
+    if spec.bridging.port_of and spec.addresses:
+        raise options.refuse("addresses", f"belong to the bridge {spec.bridging.port_of}, not to its port")
+    if spec.mode != "bridge":
+        return
+    given = {
+        "owner": spec.owner is not None,
+        "group": spec.group is not None,
+        "vnet_hdr": spec.vnet_hdr,
+        "multi_queue": spec.multi_queue,
+    }
+    for option in [option for option, is_given in given.items() if is_given]:
+        raise options.refuse(option, "is for mode tun or tap: nobody attaches to a bridge")
 
 
 def _device_name(options: Options, name: str) -> str:
@@ -168,11 +199,15 @@ def check(spec: TunSpec, state: TunState) -> None:
 
     :raises SpecError: names the option; nothing has been changed.
     """
-    if state.exists and state.kind != "tun":
-        raise SpecError("name", f"{spec.name} exists and is no TUN or TAP device but of kind {state.kind}")
+    if state.exists and state.kind != spec.kind:
+        what = "bridge" if spec.mode == "bridge" else "TUN or TAP device"
+        raise SpecError("name", f"{spec.name} exists and is no {what} but of kind {state.kind}")
     if not spec.present:
         return
+    _bridge.check(spec.name, spec.mode, state.exists, spec.bridging, state.bridging)
     _check_addresses(spec, state)
+    if spec.mode == "bridge":
+        return
     if state.exists:
         _check_existing(spec, state)
     elif not state.tun_node:
@@ -198,7 +233,7 @@ def _check_addresses(spec: TunSpec, state: TunState) -> None:
 
 
 def _check_existing(spec: TunSpec, state: TunState) -> None:
-    if state.mode != spec.mode:
+    if state.mode != spec.mode and "mode" not in spec.resets:
         raise SpecError(
             "mode",
             f"{spec.name} exists as a {state.mode} device and cannot become {spec.mode}; "
@@ -227,6 +262,7 @@ def _held_back(spec: TunSpec, state: TunState) -> list[str]:
         "owner": spec.owner != state.owner and (spec.owner is not None or "owner" in spec.resets),
         "group": spec.group != state.group and (spec.group is not None or "group" in spec.resets),
         "multi_queue": spec.multi_queue != state.multi_queue,
+        "mode": spec.mode != state.mode,
     }
     return [option for option, different in differs.items() if different]
 
@@ -239,7 +275,8 @@ def plan(spec: TunSpec, state: TunState) -> Plan:
     check(spec, state)
     device = f"device {spec.name}"
     if not spec.present:
-        return [Change(device, describe(state), None, "delete")] if state.exists else []
+        gone = state.exists and (spec.mode != "bridge" or state.bridging.made_here)
+        return [Change(device, describe(state), None, "delete")] if gone else []
     changes: Plan = []
     if state.exists and _needs_a_new_one(spec, state):
         # Nobody is attached, check() saw to it.
@@ -249,8 +286,12 @@ def plan(spec: TunSpec, state: TunState) -> Plan:
     if fresh:
         state = _created(spec, state)
         changes.append(Change(device, None, _settings(state), "create"))
+    elif spec.mode == "bridge":
+        changes += _bridge.plan_stp(spec.name, spec.bridging, state.bridging)
     else:
         changes += _reattach(spec, state)
+    released = "bridge" in spec.resets
+    changes += _bridge.plan(spec.name, spec.bridging, state.bridging, fresh, released)
     mtu_bytes = spec.mtu_bytes or (MTU_DEFAULT_BYTES if "mtu" in spec.resets else state.mtu_bytes)
     if mtu_bytes != state.mtu_bytes:
         changes.append(Change(f"{device} mtu", None if fresh else state.mtu_bytes, mtu_bytes, "mtu"))
@@ -265,20 +306,24 @@ def plan(spec: TunSpec, state: TunState) -> Plan:
 def _needs_a_new_one(spec: TunSpec, state: TunState) -> bool:
     """The kernel fixes the queues at creation and gives no way to take an owner away (drivers/net/tun.c)."""
     differs = _held_back(spec, state)
-    return "multi_queue" in differs or any(
+    return bool({"multi_queue", "mode"} & set(differs)) or any(
         option in differs and getattr(spec, option) is None for option in ("owner", "group")
     )
 
 
 def _without_device(state: TunState) -> TunState:
     return TunState(
-        elsewhere=state.elsewhere, tun_node=state.tun_node, keeps_ipv6_when_down=state.keeps_ipv6_when_down
+        elsewhere=state.elsewhere,
+        tun_node=state.tun_node,
+        keeps_ipv6_when_down=state.keeps_ipv6_when_down,
+        bridging=BridgeState(there=state.bridging.there),
     )
 
 
 def _created(spec: TunSpec, state: TunState) -> TunState:
     return TunState(
-        kind="tun",
+        kind=spec.kind,
+        bridging=BridgeState(there=state.bridging.there, stp=spec.bridging.stp),
         mode=spec.mode,
         owner=spec.owner,
         group=spec.group,
@@ -378,4 +423,5 @@ def _settings(state: TunState) -> dict[str, Any]:
         "group": state.group,
         "vnet_hdr": state.vnet_hdr,
         "multi_queue": state.multi_queue,
+        **_bridge.describe(state.mode, state.bridging),
     }

@@ -24,7 +24,7 @@ import stat
 import struct
 from typing import Any
 
-from . import _tun
+from . import _bridge_kernel, _tun
 from ._core import Change, PlainBackend, Plan
 from ._files import read_text
 from ._host import ipv6_disabled, need_net_admin
@@ -74,6 +74,7 @@ class TunBackend(PlainBackend):
                 own.append(address)
         return _tun.TunState(
             **_link_state(mine),
+            bridging=_bridge_kernel.state_of(mine, links),
             addresses=tuple(own),
             kernel_addresses=tuple(kernels),
             elsewhere=tuple(elsewhere),
@@ -96,6 +97,9 @@ class TunBackend(PlainBackend):
         verbs = {
             "create": self._create,
             "reattach": self._reattach,
+            "bridge": self._set_bridge,
+            "isolate": self._isolate,
+            "stp": self._set_stp,
             "delete": self._delete,
             "mtu": self._set_mtu,
             "up": self._set_up,
@@ -106,9 +110,21 @@ class TunBackend(PlainBackend):
             verbs[change.action](change)
 
     def _create(self, change: Change) -> None:
+        if self.spec.mode == "bridge":
+            self._index = _bridge_kernel.make(self.spec.name, self.spec.bridging.stp)
+            return
         self._attach_and_set(IFF_TUN_EXCL)
         with rtnetlink() as ipr:
             self._index = ipr.link_lookup(ifname=self.spec.name)[0]
+
+    def _set_bridge(self, change: Change) -> None:
+        _bridge_kernel.join(self.spec.name, self._index, change.after)
+
+    def _isolate(self, change: Change) -> None:
+        _bridge_kernel.isolate(self._index, change.after)
+
+    def _set_stp(self, change: Change) -> None:
+        _bridge_kernel.set_stp(self._index, change.after)
 
     def _reattach(self, change: Change) -> None:
         self._attach_and_set(0)
@@ -176,6 +192,8 @@ def _link_state(link: Any) -> dict[str, Any]:
         "up": bool(link["flags"] & IFF_UP),
         "attached": bool(link.get_attr("IFLA_CARRIER")),
     }
+    if kind == "bridge":
+        state["mode"] = "bridge"
     if data is not None:
         state.update(
             mode="tap" if data.get_attr("IFLA_TUN_TYPE") == IFF_TAP else "tun",

@@ -55,7 +55,7 @@ options:
     default: present
   devices:
     description:
-      - All TUN and TAP devices.
+      - All TUN and TAP devices, and bridges for them.
     type: list
     elements: dict
     default: []
@@ -67,10 +67,11 @@ options:
         required: true
       mode:
         description:
-          - V(tun) carries IP packets, V(tap) Ethernet frames.
-          - A device of the other mode is refused, not replaced.
+          - V(tun) carries IP packets, V(tap) Ethernet frames. V(bridge) is a bridge for such devices.
+          - A device that the document had in the other mode is made anew if nothing is attached to it. One of
+            somebody else's is refused, and so is a bridge that was not made here.
         type: str
-        choices: [tun, tap]
+        choices: [tun, tap, bridge]
         default: tun
       owner:
         description:
@@ -120,6 +121,24 @@ options:
           - Whether the link should be up.
         type: bool
         default: true
+      bridge:
+        description:
+          - With O(devices[].mode=tap), name of the bridge that the device is a port of. It has to be there,
+            or come before in the list. At boot the device joins it when it is there.
+          - A port has no addresses and no IPv6 of its own, and an Ethernet address that no bridge takes over.
+          - Left as it is when not given and not given before.
+        type: str
+      bridge_isolated:
+        description:
+          - Whether the port sends nothing to other ports of the bridge that are isolated, too.
+        type: bool
+        default: false
+      stp:
+        description:
+          - With O(devices[].mode=bridge), whether it speaks the spanning tree protocol, which a ring of
+            bridges needs. A port then carries nothing for its first 30 seconds.
+        type: bool
+        default: false
   sysctls:
     description:
       - Kernel settings and their values. They have their earlier values back when they are no longer listed.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: tun_device
-short_description: Manage a persistent TUN or TAP device
+short_description: Manage a persistent TUN or TAP device, or a bridge for one
 description:
   - Creates, configures or removes a persistent TUN or TAP device, its addresses and its link state.
   - A device that exists is never made anew while a program is attached to it. What can only be changed by
@@ -43,10 +43,10 @@ options:
     default: present
   mode:
     description:
-      - V(tun) carries IP packets, V(tap) Ethernet frames.
-      - A device of the other mode is refused, not replaced.
+      - V(tun) carries IP packets, V(tap) Ethernet frames. V(bridge) is a bridge for such devices.
+      - A device of another mode is refused, not replaced. So is a bridge that was not made here.
     type: str
-    choices: [tun, tap]
+    choices: [tun, tap, bridge]
     default: tun
   owner:
     description:
@@ -96,6 +96,23 @@ options:
       - Whether the link should be up.
     type: bool
     default: true
+  bridge:
+    description:
+      - With O(mode=tap), name of the bridge that the device is a port of. It has to be there.
+      - A port has no addresses and no IPv6 of its own, and an Ethernet address that no bridge takes over.
+      - Left as it is when not given, and taken out of any when empty.
+    type: str
+  bridge_isolated:
+    description:
+      - Whether the port sends nothing to other ports of the bridge that are isolated, too.
+    type: bool
+    default: false
+  stp:
+    description:
+      - With O(mode=bridge), whether it speaks the spanning tree protocol, which a ring of bridges needs. A
+        port then carries nothing for its first 30 seconds.
+    type: bool
+    default: false
 seealso:
   - module: culvert.vpn.routing_table
 """
@@ -116,6 +133,13 @@ EXAMPLES = r"""
     addresses: [10.87.0.1/32]
     addresses_exclusive: false
 
+- name: A TAP device in a bridge of the host
+  culvert.vpn.tun_device:
+    name: culvert0
+    mode: tap
+    owner: "51820"
+    bridge: br0
+
 - name: The device is gone
   culvert.vpn.tun_device:
     name: culvert0
@@ -135,7 +159,7 @@ device:
       type: str
       sample: culvert0
     mode:
-      description: V(tun) or V(tap).
+      description: V(tun), V(tap) or V(bridge).
       type: str
       sample: tun
     owner:
@@ -152,6 +176,18 @@ device:
       sample: false
     multi_queue:
       description: Whether several queues can be opened.
+      type: bool
+      sample: false
+    bridge:
+      description: With V(tap), the bridge that the device is a port of, or V(null).
+      type: str
+      sample: br0
+    bridge_isolated:
+      description: With V(tap), whether it is an isolated port.
+      type: bool
+      sample: false
+    stp:
+      description: With V(bridge), whether it speaks the spanning tree protocol.
       type: bool
       sample: false
     mtu:

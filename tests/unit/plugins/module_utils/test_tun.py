@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from ansible_collections.culvert.vpn.plugins.module_utils._bridge import BridgeState
 from ansible_collections.culvert.vpn.plugins.module_utils._core import SpecError, diff_of
 from ansible_collections.culvert.vpn.plugins.module_utils._tun import TunSpec, TunState, plan
 from hypothesis import given
@@ -154,3 +155,59 @@ def test_the_diff_holds_exactly_the_changes() -> None:
         "before": {"device culvert0 mtu": 1500, "address 10.87.0.1/24 on culvert0": "10.87.0.1/24"},
         "after": {"device culvert0 mtu": 1420},
     }
+
+
+# --- Bridges ------------------------------------------------------------------------------------------------
+
+BRIDGES = frozenset({"br0", "br1"})
+PORT: dict[str, Any] = {"name": "t0", "mode": "tap", "bridge": "br0"}
+
+
+def bridged(**found: Any) -> TunState:
+    return TunState(kind="tun", mode="tap", up=True, bridging=BridgeState(there=BRIDGES, **found))
+
+
+def test_a_new_tap_device_is_in_its_bridge_before_it_is_up() -> None:
+    made = steps({**PORT, "bridge_isolated": True}, TunState(bridging=BridgeState(there=BRIDGES)))
+    assert [action for action, _after in made] == ["create", "bridge", "isolate", "up"]
+
+
+@pytest.mark.parametrize(
+    ("found", "wish", "expected"),
+    [
+        ({"port_of": "br0"}, {}, []),
+        ({}, {}, [("bridge", "br0")]),
+        ({"port_of": "br1"}, {}, [("bridge", "br0")]),
+        ({"port_of": "br1", "isolated": True}, {}, [("bridge", "br0")]),
+        ({"port_of": "br0", "isolated": True}, {}, [("isolate", False)]),
+        ({"port_of": "br1"}, {"bridge": None}, []),
+        ({"port_of": "br1"}, {"bridge": ""}, [("bridge", None)]),
+    ],
+)
+def test_one_difference_of_a_port(
+    found: dict[str, Any], wish: dict[str, Any], expected: list[tuple[str, Any]]
+) -> None:
+    assert steps({**PORT, **wish}, bridged(**found)) == expected
+
+
+def test_what_a_document_had_before_is_taken_back() -> None:
+    spec = replace(TunSpec.from_params({"name": "t0", "mode": "tap"}), resets=frozenset({"bridge"}))
+    (change,) = plan(spec, bridged(port_of="br0"))
+    assert (change.action, change.before, change.after) == ("bridge", "br0", None)
+    other = replace(TunSpec.from_params(PORT), resets=frozenset({"mode"}))
+    before = TunState(kind="tun", up=True, bridging=BridgeState(there=BRIDGES))
+    assert [change.action for change in plan(other, before)] == ["delete", "create", "bridge", "up"]
+    with pytest.raises(SpecError, match="stop the relay first"):
+        plan(other, replace(before, attached=True))
+
+
+def test_a_bridge_is_only_changed_where_it_was_made_here() -> None:
+    wish: dict[str, Any] = {"name": "br1", "mode": "bridge", "stp": True}
+    assert [action for action, _after in steps(wish, TunState(tun_node=False))] == ["create", "up"]
+    ours = TunState(kind="bridge", mode="bridge", up=True, bridging=BridgeState(made_here=True))
+    theirs = replace(ours, bridging=BridgeState())
+    assert steps(wish, ours) == [("stp", True)]
+    assert steps({"name": "br1", "mode": "bridge", "state": "absent"}, ours) == [("delete", None)]
+    assert steps({"name": "br1", "mode": "bridge", "state": "absent"}, theirs) == []
+    with pytest.raises(SpecError, match="somebody else's"):
+        steps(wish, theirs)
