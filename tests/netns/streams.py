@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from culvert.show import query
@@ -54,7 +55,7 @@ def await_streams(relay: Culvert, **numbers: int) -> None:
 def memory_bytes(relay: Culvert) -> int:
     """What the process has in memory that is nobody else's."""
     assert relay.process is not None
-    text = open(f"/proc/{relay.process.pid}/smaps_rollup").read()
+    text = Path(f"/proc/{relay.process.pid}/smaps_rollup").read_text()
     return 1024 * sum(int(kib) for kib in re.findall(r"^Private_(?:Clean|Dirty): +(\d+) kB", text, re.M))
 
 
