@@ -9,7 +9,7 @@
 #   sanitize.sh --fuzz SECONDS    and the fuzz targets of both directions
 . "$(dirname "$0")/lib.sh"
 
-FUZZED=(seal open)
+FUZZED=(seal open frames)
 seconds=0
 case ${1:-} in
     '') ;;

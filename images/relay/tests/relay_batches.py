@@ -52,6 +52,11 @@ def message(plain: bytes, counter: int) -> bytes:
     return header + ChaCha20Poly1305(RAW_KEY).encrypt(bytes(4) + header[8:], plain, None)
 
 
+def frame_message(plain: bytes, counter: int) -> bytes:
+    """A frame message of any plaintext, sealed without the relay."""
+    return struct.pack("<I", 0x66) + message(plain, counter)[4:]
+
+
 def plaintext(datagram: bytes) -> bytes:
     return ChaCha20Poly1305(RAW_KEY).decrypt(bytes(4) + datagram[8:16], datagram[16:], None)
 

@@ -1,6 +1,6 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two fuzz targets of test_relay_corpus.py: what batches seal, and what they open.
+"""Fuzz targets of test_relay_corpus.py: what batches seal, and what they open.
 
 Where the compiled batch is built, it must do the same as the one in Python.
 """
@@ -13,8 +13,19 @@ from collections.abc import Sequence
 import relay_packets as p
 from culvert import ip
 from culvert.batch import Batch, Piece, Received
+from culvert.frame import GSO_NONE, NEEDS_CSUM, PLAIN, VNET_HEADER, VNET_HEADER_BYTES
 from culvert.pure import PureBatch
-from relay_batches import OVERHEAD_BYTES, PEER, RAW_KEY, Judged, check_delivery, datagrams, message, plaintext
+from relay_batches import (
+    OVERHEAD_BYTES,
+    PEER,
+    RAW_KEY,
+    Judged,
+    check_delivery,
+    datagrams,
+    frame_message,
+    message,
+    plaintext,
+)
 
 BATCHES: list[Batch] = [PureBatch()]
 with contextlib.suppress(ImportError):
@@ -99,3 +110,56 @@ def _opened(
             others += datagrams(one.pieces)
     frames = batch.open(batch.key(RAW_KEY), ours, bool(how & 4), how & 3, accept)
     return [bytes(frame) for frame in frames], calls, others
+
+
+def frames(pieces: Sequence[bytes]) -> None:
+    """Frame messages: each piece is a frame to be sealed, and the plaintext of a message to be opened (with a
+    length that fits, if its first byte says so). The first byte of the first: whether Ethernet is expected.
+    """
+    ethernet = bool(pieces and pieces[0] and pieces[0][0] & 1)
+    results = []
+    for batch in BATCHES:
+        key = batch.key(RAW_KEY)
+        messages = datagrams(batch.seal_frames(key, 7, FIRST_COUNTER, [piece[1:] for piece in pieces[1:]]))
+        for counter, piece in enumerate(pieces[1:]):
+            text = piece[1:]
+            if piece[:1] >= b"\x80" and len(text) >= 12:
+                # Few random ones have a length that fits.
+                text = text[:10] + (len(text) - 12).to_bytes(2, "little") + text[12:]
+                text += bytes(-len(text) % 16)
+            messages.append(frame_message(text, counter))
+        calls: list[Judged] = []
+
+        def accept(
+            counter: int, count: int, size: int, source: bytes | None, calls: list[Judged] = calls
+        ) -> int:
+            calls.append((counter, count, size, source))
+            return (1 << count) - 1
+
+        sifted = batch.sift([Received(data, PEER) for data in messages])
+        ours = [piece for one in sifted if one.receiver == 7 and one.framed for piece in one.pieces]
+        assert datagrams(ours) == messages
+        opened = [bytes(frame) for frame in batch.open_frames(key, ours, ethernet, accept)]
+        results.append((messages, calls, opened))
+    assert all(result == results[0] for result in results), "the batches differ"
+    for frame in results[0][2]:
+        check_frame(frame, ethernet)
+
+
+def check_frame(frame: bytes, ethernet: bool) -> None:
+    """A kernel may be given it: nothing of it points outside of the packet, or into its IP header."""
+    flags, gso_type, header_bytes, segment_bytes, start, offset = VNET_HEADER.unpack_from(frame)
+    packet = frame[VNET_HEADER_BYTES:]
+    if ethernet:
+        assert len(packet) >= 14
+        assert frame[:VNET_HEADER_BYTES] == PLAIN
+        return
+    assert ip.payload_length(packet) == len(packet)
+    if frame[:VNET_HEADER_BYTES] == PLAIN:
+        return
+    assert flags == NEEDS_CSUM
+    assert start >= (20 if packet[0] >> 4 == 4 else 40)
+    assert start + offset + 2 <= len(packet)
+    assert (gso_type != GSO_NONE) == (segment_bytes >= 8) == (header_bytes > 0)
+    assert header_bytes < len(packet)
+    assert len(p.kernel_segments(frame)) <= len(packet)

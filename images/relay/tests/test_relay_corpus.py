@@ -352,6 +352,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "handover": handover,
     "open": lambda data: relay_fuzz_batch.open_(pieces(data)),
     "streams": relay_fuzz_streams.streams,
+    "frames": lambda data: relay_fuzz_batch.frames(pieces(data)),
 }
 
 

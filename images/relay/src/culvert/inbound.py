@@ -51,18 +51,21 @@ def open_messages(
         return
     judged = _Judged(context, keypair, endpoint, framed, now)
     limiter = peer.limiter
-    judge: Accept = judged if limiter is None else limiter.admitting(judged, now)
     batch, key = context.batch, keypair.receive_key
+    frames: Sequence[Buffer]
     if not framed:
+        judge: Accept = judged if limiter is None else limiter.admitting(judged, now)
         frames = batch.open(key, pieces, congested, context.coalesce, judge)
     else:
-        frames = batch.open_frames(key, pieces, layer2 is not None, judge)
+        frames = batch.open_frames(key, pieces, layer2 is not None, judged)
+        if limiter is not None:
+            frames = limiter.incoming(frames, now)
         if context.coalesce != _ALL and layer2 is None:
             frames = _taken(frames, context.coalesce)
     if not judged.fresh_bytes:
         return
     if peer.echo is not None:
-        frames = peer.echo.without_reply(frames)
+        frames = peer.echo.without_reply(list(frames))
     peer.received(keypair, endpoint, judged.fresh_bytes, judged.data, now)
     if layer2 is None:
         context.incoming += frames

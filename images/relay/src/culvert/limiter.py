@@ -182,7 +182,13 @@ class Limiter:
 
     def outgoing(self, frames: Sequence[Buffer], now: float) -> Sequence[Buffer]:
         """Those of the host's frames that the rate lets through, in order."""
-        bucket = self._out
+        return self._within(self._out, frames, now)
+
+    def incoming(self, frames: Sequence[Buffer], now: float) -> Sequence[Buffer]:
+        """The same of frames that the peer sent whole, each of which may be many packets."""
+        return self._within(self._in, frames, now)
+
+    def _within(self, bucket: TokenBucket | None, frames: Sequence[Buffer], now: float) -> Sequence[Buffer]:
         if bucket is None:
             return frames
         if bucket.take(sum(len(frame) - VNET_HEADER_BYTES for frame in frames), now):
