@@ -25,7 +25,7 @@ from typing import Any
 
 #: Which eighth of the pretend-public networks a lab has. The demo has 0, Molecule's scenarios 2 and 6, the
 #: execution environment 7. From 8 on they are in two networks that are there for measurements (RFC 2544).
-NUMBERS = {"site": 1, "refusals": 3, "dns": 4, "leaks": 5, "daytwo": 8, "restore": 9}
+NUMBERS = {"site": 1, "refusals": 3, "dns": 4, "leaks": 5, "daytwo": 8, "restore": 9, "transports": 10}
 #: The first three numbers of the outer networks' addresses, and of the internets'.
 _NETWORKS = (("198.51.100", "203.0.113"), ("198.18.100", "198.19.113"))
 

@@ -25,6 +25,7 @@ SIZE = {
     "test_revocation": (1, 2),
     "test_rotation": (1, int(os.environ.get("CULVERT_ROTATION_CLIENTS", "2"))),
     "test_simulation": (1, 1),
+    "test_transports": (1, 1),
     "test_upgrade": (1, 1),
 }
 
