@@ -6,8 +6,8 @@
     python -m bench.packet_listener DEVICE call ADDRESS PORT
 
 It is what tutorials of TUN devices show: wait for device and connection; a packet of the device is written to
-the connection behind its length (16 bits, big-endian); of the connection a length is read, then as many bytes,
-which are written to the device. The device has to be up. Nothing is encrypted, nobody is asked who he is, and
+the connection behind its length (16 bits, big-endian); from the connection a length is read, then as many
+bytes, which go to the device. The device has to be up. Nothing is encrypted, nobody is asked who he is, and
 one caller is served.
 """
 
