@@ -17,7 +17,7 @@ from .batch import Batch, Received
 from .context import Event
 from .device import Device
 from .endpoint import Endpoint
-from .frame import PLAIN
+from .frame import PLAIN, VNET_HEADER_BYTES
 from .ip import checksum
 from .keys import clamp
 from .messages import DATA_HEADER, TYPE_DATA
@@ -69,7 +69,7 @@ class Host:
         self.endpoint = Endpoint(outer, 51820)
         self.inner = IPv4Address("10.86.0.0") + number
         self.inner6 = IPv6Address("fd86::") + number
-        self.device = Device(world.wall_clock_ns, rng=world.rng, batch=batch)
+        self.device = Device(world.wall_clock_ns, rng=world.rng, batch=batch, layer=world.layer)
         self.device.set_private_key(clamp(world.rng.randbytes(32)))
         self.received: list[bytes] = []
         self.kernel: Callable[[bytes], bytes | None] = lambda packet: None
@@ -114,8 +114,9 @@ class Host:
 class World:
     """Hosts, the time, and the network between them."""
 
-    def __init__(self, seed: int = 1, batch: Callable[[], Batch] | None = None) -> None:
+    def __init__(self, seed: int = 1, batch: Callable[[], Batch] | None = None, layer: int = 3) -> None:
         self.now = _START_S
+        self.layer = layer
         self.rng = random.Random(seed)  # noqa: S311
         self.weather: Weather = clear
         self.seen: list[Flight] = []
@@ -142,8 +143,9 @@ class World:
             peer = host.device.add_peer(other.public_key)
             peer.preshared_key = preshared_key
             peer.endpoint = other.endpoint
-            host.device.allow(peer, ip_network(other.inner))
-            host.device.allow(peer, ip_network(other.inner6))
+            if self.layer == 3:
+                host.device.allow(peer, ip_network(other.inner))
+                host.device.allow(peer, ip_network(other.inner6))
 
     # --- Moving things --------------------------------------------------------------------------------------
 
@@ -159,7 +161,7 @@ class World:
 
     def _take(self, host: Host) -> None:
         for frame in host.device.frames_to_write():
-            packets = cut(bytes(frame))
+            packets = cut(bytes(frame)) if self.layer == 3 else [bytes(frame[VNET_HEADER_BYTES:])]
             host.received += packets
             host.send(*(answer for answer in map(host.kernel, packets) if answer is not None))
         host.events += host.device.events()
