@@ -390,5 +390,5 @@ class Lab:
 def required_tools() -> list[str]:
     """The programs that the lab needs and this machine lacks."""
     tools = "ip nsenter setpriv sysctl iptables ip6tables ethtool tcpdump ping conntrack wg wireguard-go"
-    tools += " sshd ssh ssh-keygen"
+    tools += " sshd ssh ssh-keygen busybox"
     return [tool for tool in tools.split() if not shutil.which(tool)]

@@ -133,9 +133,8 @@ class Layer2:
         runs: dict[Peer, list[Buffer]] = {}
         for frame in frames:
             heading = self._heading(frame, _HOST)
-            if heading is None:
+            if heading is None or not self._learn(heading, _HOST, now):
                 continue
-            self._learn(heading, _HOST, now)
             for peer in self._peers_for(heading, _HOST, now):
                 runs.setdefault(peer, []).append(frame)
         for peer, run in runs.items():

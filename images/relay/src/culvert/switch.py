@@ -10,12 +10,12 @@ A port is a peer, or :data:`HOST` for the TAP device and all that is bridged wit
 3. An address belongs to one port. That another port uses it, too, is a station that moved, a loop, or
    somebody who lies. What comes from a port that may not have the address is :attr:`Verdict.REFUSED`, and
    must be dropped: that alone ends most loops, for a frame that comes back has its sender's address.
-4. The host's side gets an address at once. A peer gets one of the host's side after nothing was heard of it
-   there for :data:`QUIET_S`: no peer takes the address of somebody who speaks.
-5. A peer gets an address from another peer after the same silence, or at once if it has not moved for
-   :data:`PAUSE_S`, which doubles with each such move up to :data:`LONGEST_PAUSE_S`: a station may go from one
-   place to another in an instant, and two places that both claim it cannot make it flap, nor can a liar
-   keep it for ever.
+4. A peer gets an address of the host's side after nothing was heard of it there for :data:`QUIET_S`: no peer
+   takes the address of somebody who speaks. And the host's side gets back at once what was first heard there.
+5. All other moves need the same silence, or that the address has not moved for :data:`PAUSE_S`, which doubles
+   with each such move up to :data:`LONGEST_PAUSE_S`: a station may go from one place to another in an
+   instant, and two places that both claim it cannot make it flap, nor can a liar keep it for ever. (In a ring
+   that nothing else ends, stations of the far side are heard on the host's side, too: it must not win.)
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Verdict(Enum):
 
 
 class _Station(Generic[Port]):
-    __slots__ = ("heard_s", "moved_s", "pause_s", "port")
+    __slots__ = ("heard_s", "home", "moved_s", "pause_s", "port")
 
     def __init__(self, port: Port, now: float) -> None:
-        self.port = port
+        self.port = self.home = port
         self.heard_s = now
         self.moved_s = now
         self.pause_s = PAUSE_S
@@ -121,7 +121,7 @@ class Switch(Generic[Port]):
         return Verdict.KNOWN
 
     def _may_move(self, station: _Station[Port], port: Port, now: float) -> bool:
-        if port == self._host or now - station.heard_s >= QUIET_S:
+        if now - station.heard_s >= QUIET_S or self._host == port == station.home:
             return True
         return station.port != self._host and now - station.moved_s >= station.pause_s
 
@@ -175,7 +175,9 @@ class Switch(Generic[Port]):
         merged = sorted((*place, *known), key=lambda address: self._stations[address].heard_s)
         self._ports[after] = OrderedDict.fromkeys(merged)
         for address in known:
-            self._stations[address].port = after
+            station = self._stations[address]
+            station.home = after if station.home == before else station.home
+            station.port = after
 
     def resize(self, limit: int, ageing_s: float, now: float) -> None:
         """Other bounds; where there is less room, those that were heard least lately go."""
