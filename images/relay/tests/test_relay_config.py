@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from culvert.config import Config, load_config, parse_config
-from culvert.endpoint import Endpoint, EndpointName
+from culvert.endpoint import Endpoint, EndpointName, Target
 from culvert.errors import ConfigError
 from culvert.keys import Identity, encode_base64
 from culvert.reload import difference
@@ -192,6 +192,72 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(str(path))
     assert PRIVATE[:8] not in str(caught.value)
+
+
+PIN = encode_base64(bytes([7] * 32))
+
+
+def test_endpoints_and_how_to_dial_them() -> None:
+    (peer,) = parse(
+        f"{PEER}Endpoint = udp://vpn.example.org:51820, TLS://vpn.example.org:443 , tcp://[2001:db8::9]:443\n"
+        f"TLSPin = sha256//{PIN}\nTLSServerName = www.example.org\nFrameMessages = on\n"
+    ).peers
+    assert peer.endpoints == (
+        EndpointName("vpn.example.org", 51820),
+        EndpointName("vpn.example.org", 443, "tls"),
+        Endpoint("2001:db8::9", 443, scheme="tcp"),
+    )
+    assert peer.target == Target((bytes([7] * 32),), "www.example.org")
+    assert peer.frame_messages
+    assert not parse(f"[Interface]\n{PEER}").peers[0].frame_messages
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "words"),
+    [
+        ("Endpoint = tls://198.51.100.1:443", 3, "TLSPin"),
+        ("AllowedIPs =\nEndpoint = 198.51.100.1:1, tls://a.example:443", 4, "TLSPin"),
+        ("Endpoint = ssl://198.51.100.1:443", 3, "udp://, tcp:// and tls://"),
+        ("Endpoint = 198.51.100.1:1,", 3, "host:port"),
+        ("Endpoint = " + ",".join(f"198.51.100.1:{n}" for n in range(1, 10)), 3, "more than 8"),
+        ("TLSPin = AAAA", 3, "SHA-256"),
+        ("TLSPin = " + ",".join(encode_base64(bytes([n] * 32)) for n in range(5)), 3, "more than 4"),
+        ("TLSServerName = 198.51.100.1", 3, "name of a host"),
+        ("TLSServerName = a b", 3, "name of a host"),
+        ("FrameMessages = yes", 3, "neither on nor off"),
+    ],
+)
+def test_what_is_wrong_with_endpoints_is_said_with_its_line(lines: str, line: int, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(f"[Peer]\nPublicKey = {ONE}\n{lines}\n")
+    assert caught.value.line == line
+    assert words in str(caught.value)
+
+
+def test_a_successor_is_dialled_as_its_predecessor_unless_it_says_otherwise() -> None:
+    text = (
+        f"[Peer]\nPublicKey = {ONE}\nEndpoint = tls://a.example:443\nTLSPin = {PIN}\n"
+        f"TLSServerName = www.example.org\nFrameMessages = on\n[Peer]\nPublicKey = {TWO}\nSucceeds = {ONE}\n"
+    )
+    one, two = parse(text).peers
+    assert (two.endpoints, two.target, two.frame_messages) == (one.endpoints, one.target, True)
+    _, two = parse(text + f"TLSPin = {TWO}\nFrameMessages = off\nEndpoint = 198.51.100.1:1\n").peers
+    assert two.endpoints == (Endpoint("198.51.100.1", 1),)
+    assert two.target == Target((bytes([2] * 32),), "www.example.org")
+    assert not two.frame_messages
+
+
+def test_only_what_differs_of_how_to_dial_is_touched() -> None:
+    text = f"[Interface]\nPrivateKey = {PRIVATE}\n{PEER}Endpoint = tls://198.51.100.2:9\nTLSPin = {PIN}\n"
+    config, device = parse(text), World().host().device
+    apply_peers(device, difference(device, 0, config, {}), 0.0)
+    said = {peer.public_key: peer.endpoints for peer in config.peers}
+    assert difference(device, 0, config, said).peers == ()
+    (change,) = difference(device, 0, parse(text + "FrameMessages = on\n"), said).peers
+    assert (change.frame_messages, change.endpoints, change.tls_pins) == (True, None, None)
+    apply_peers(device, difference(device, 0, parse(text.replace(PIN, TWO)), said), 0.0)
+    (peer,) = device.peers()
+    assert peer.target.pins == (bytes([2] * 32),)
 
 
 def test_secrets_are_in_no_repr() -> None:

@@ -14,7 +14,7 @@ from culvert.allowedips import AllowedIPs, Network
 from culvert.batch import padding
 from culvert.constants import REJECT_AFTER_MESSAGES, REPLAY_WINDOW_BITS
 from culvert.cookie import MacChecker, MacStamper
-from culvert.endpoint import Endpoint, parse_endpoint
+from culvert.endpoint import Endpoint, EndpointName, parse_endpoint
 from culvert.errors import BadPacket
 from culvert.messages import CookieReply, Initiation, Response
 from culvert.ratelimit import LoadMeter, SourceLimiter, TokenBucket
@@ -306,7 +306,16 @@ def test_padding_stops_at_the_mtu(length: int, mtu: int, pad: int) -> None:
     assert padding(length, mtu) == pad
 
 
-@pytest.mark.parametrize("text", ["198.51.100.1:51820", "[2001:db8::1]:51820", "[fe80::1%1]:9"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "198.51.100.1:51820",
+        "[2001:db8::1]:51820",
+        "[fe80::1%1]:9",
+        "tcp://198.51.100.1:7",
+        "tls://[fe80::1%1]:9",
+    ],
+)
 def test_endpoints_read_as_they_are_written(text: str) -> None:
     assert str(parse_endpoint(text)) == text
 
@@ -316,11 +325,23 @@ def test_endpoints_read_as_they_are_written(text: str) -> None:
     ["", ":", "198.51.100.1", "198.51.100.1:", "198.51.100.1:0", "198.51.100.1:65536", "198.51.100.1:-1",
      "2001:db8::1:51820", "[2001:db8::1]", "[2001:db8::1]51820", "[2001:db8::1", "host:1", "198.51.100.300:1",
      "198.51.100.1:\uff11", "[fe80::1%nosuchdevice]:1", "198.51.100.1:0000010000000",
-     "[fe80::1%4294967296]:1"],
+     "[fe80::1%4294967296]:1", "http://198.51.100.1:1", "://198.51.100.1:1", "tcp:198.51.100.1:1",
+     "tls://tls://198.51.100.1:1", "tls://"],
 )  # fmt: skip
 def test_what_is_no_endpoint(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_endpoint(text)
+
+
+def test_endpoints_of_one_address_are_told_apart_by_what_carries_them() -> None:
+    udp, tcp, tls = (parse_endpoint(f"{scheme}://198.51.100.1:443") for scheme in ("udp", "tcp", "TLS"))
+    assert len({udp, tcp, tls}) == 3
+    assert udp == parse_endpoint("198.51.100.1:443")
+    assert [one.is_stream for one in (udp, tcp, tls)] == [False, True, True]
+    assert {one.host_port for one in (udp, tcp, tls)} == {"198.51.100.1:443"}
+    assert {one.packed for one in (udp, tcp, tls)} == {udp.packed}
+    assert str(EndpointName("vpn.example.org", 443, "tls")) == "tls://vpn.example.org:443"
+    assert str(EndpointName("vpn.example.org", 443)) == "vpn.example.org:443"
 
 
 def test_an_ipv4_mapped_endpoint_is_ipv4() -> None:

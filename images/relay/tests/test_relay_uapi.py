@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from culvert.control import ControlClient, answer, listen, socket_path
 from culvert.device import Device
-from culvert.endpoint import Endpoint
+from culvert.endpoint import NO_TARGET, Endpoint, Target
 from culvert.errors import CulvertError, RequestError
-from culvert.keys import Identity
+from culvert.keys import Identity, encode_base64
 from culvert.relay import Relay
 from culvert.testing import World
 from culvert.transport.memory import MemoryNetwork
@@ -183,6 +183,15 @@ BAD = {
     "remove": ([f"public_key={ONE}", "remove=yes"], errno.EINVAL),
     "replace-peers": (["replace_peers=false"], errno.EINVAL),
     "version": ([f"public_key={ONE}", "protocol_version=2"], errno.EINVAL),
+    "scheme": ([f"public_key={ONE}", "endpoint=http://198.51.100.1:1"], errno.EINVAL),
+    "endpoints": ([f"public_key={ONE}", "endpoints=198.51.100.1:1,,198.51.100.1:2"], errno.EINVAL),
+    "nine-endpoints": (
+        [f"public_key={ONE}", "endpoints=" + ",".join(f"198.51.100.1:{n}" for n in range(1, 10))],
+        errno.EINVAL,
+    ),
+    "pin": ([f"public_key={ONE}", "tls_pin=AAAA"], errno.EINVAL),
+    "server-name": ([f"public_key={ONE}", "tls_server_name=198.51.100.1"], errno.EINVAL),
+    "frame-messages": ([f"public_key={ONE}", "frame_messages=1"], errno.EINVAL),
 }
 
 
@@ -202,6 +211,44 @@ def test_a_port_in_use_is_eaddrinuse_and_changes_nothing(relay: Relay, network: 
     assert relay.listen_port == 6
     assert relay.fwmark == 0
     assert relay.device.identity is None
+
+
+PIN, OTHER_PIN = (encode_base64(bytes([number] * 32)) for number in (7, 8))
+
+
+def test_endpoints_of_all_kinds(relay: Relay) -> None:
+    request = [
+        f"public_key={ONE}", f"tls_pin={PIN},{OTHER_PIN}", "tls_server_name=vpn.example.org",
+        "frame_messages=on",
+        "endpoints=tls://198.51.100.9:443,udp://vpn.example.org:51820,tcp://[2001:db8::9]:443",
+    ]  # fmt: skip
+    assert code(relay, *request) == 0
+    peer = relay.device.peer(bytes.fromhex(ONE))
+    assert peer is not None
+    assert list(map(str, peer.endpoints)) == [
+        "tls://198.51.100.9:443", "vpn.example.org:51820", "tcp://[2001:db8::9]:443",
+    ]  # fmt: skip
+    assert peer.target == Target((bytes([7] * 32), bytes([8] * 32)), "vpn.example.org")
+    assert peer.frame_messages
+    # WireGuard's own command reads no schemes.
+    assert "endpoint=198.51.100.9:443\n" in ask(relay, "get=1")
+    assert code(relay, f"public_key={ONE}", "endpoint=198.51.100.9:51820", "frame_messages=off") == 0
+    assert (peer.endpoints, peer.frame_messages) == ((), False)
+    assert str(peer.endpoint) == "198.51.100.9:51820"
+    assert code(relay, f"public_key={ONE}", "tls_pin=", "tls_server_name=", "endpoints=") == 0
+    assert (peer.target, str(peer.endpoint)) == (NO_TARGET, "198.51.100.9:51820")
+
+
+def test_a_pin_stays_as_long_as_it_is_needed(relay: Relay) -> None:
+    tls = [f"public_key={ONE}", "endpoint=tls://198.51.100.9:443"]
+    assert code(relay, *tls) == -errno.EINVAL
+    assert (
+        code(relay, f"public_key={ONE}", "endpoints=198.51.100.9:1,tls://198.51.100.9:443") == -errno.EINVAL
+    )
+    assert list(relay.device.peers()) == []
+    assert code(relay, *tls, f"tls_pin={PIN}") == 0
+    assert code(relay, f"public_key={ONE}", "tls_pin=") == -errno.EINVAL
+    assert code(relay, f"public_key={ONE}", "tls_pin=", "endpoints=") == 0
 
 
 def test_values_are_in_no_refusal() -> None:
