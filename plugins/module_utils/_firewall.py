@@ -95,14 +95,16 @@ def passages(document: Wanted) -> list[Passage]:
                     made.append(_passage(chain.family, chain.jump.origin, text))
     # The relay's own packets, and what the host sends into the tunnel.
     for device in document.devices:
-        if device.present:
+        # By the port of a bridge nothing leaves but what is in the bridge already.
+        if device.present and not device.bridging.port_of:
             made += [_passage(family, "OUTPUT", f"-o {device.name} -j ACCEPT") for family in _FAMILIES]
     if document.fwmark and document.devices:
         made += [
             _passage(family, "OUTPUT", f"-m mark --mark {document.fwmark:#x} -j ACCEPT")
             for family in _FAMILIES
         ]
-    return made
+    # What nft has no words for would be advice to let everything pass.
+    return [passage for passage in made if passage.match]
 
 
 #: Option of iptables: property of a packet, and nft's words for it.

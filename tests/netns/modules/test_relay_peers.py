@@ -371,6 +371,59 @@ def info(site: Site) -> Any:
     return json.loads(done.stdout)
 
 
+def test_ways_of_a_peer_reach_the_running_relay(site: Site) -> None:
+    site.start()
+    session = site.session()
+    there = f"198.51.100.2:{site.session()[2].rpartition(':')[2]}"
+    names = ["gate.example.net:443", "other.example.net:443"]
+    pin = base64.b64encode(bytes(range(32))).decode()
+    ways = {
+        "endpoints": [f"udp://{there}", f"tls://{names[0]}", f"tls://{names[1]}"],
+        "tls_pin": [pin],
+        "tls_server_name": "www.example.net",
+        "frame_messages": True,
+    }
+    member = {**site.client_peer, **ways}
+    before = site.state()
+    foretold = site.run(member, check=True)
+    assert site.state() == before
+    done = site.run(member)
+    assert done.changed, done.text
+    assert done["diff"] == foretold["diff"]
+    assert done["warnings"] == [] if "warnings" in done.values else True, "names are left to the relay"
+    (found,) = info(site)["peers"]
+    assert found["endpoints"] == [there, *(f"tls://{name}" for name in names)]
+    assert {option: found[option] for option in ("tls_pin", "tls_server_name", "frame_messages")} == {
+        option: ways[option] for option in ("tls_pin", "tls_server_name", "frame_messages")
+    }
+    assert (found["transport"], found["way"], found["endpoint"]) == ("udp", there, there)
+    again = site.run(member)
+    assert (again.changed, again["reload"], again["restart"]) == (False, False, False)
+    turned = {**member, "endpoints": ways["endpoints"][::-1]}
+    assert site.run(turned).changed
+    assert not site.run(turned).changed
+    framed = {**site.client_peer, "frame_messages": True}
+    assert site.run(framed).changed
+    (found,) = info(site)["peers"]
+    assert (found["endpoints"], found["tls_pin"], found["frame_messages"]) == ([], [], True)
+    assert not site.run(framed).changed
+    assert site.run(site.client_peer).changed
+    assert not site.run(site.client_peer).changed
+    assert site.ping()
+    assert site.session()[0] == session[0], "it is one session all along"
+
+
+def test_what_the_relay_learns_from_the_file_alone(site: Site) -> None:
+    site.start()
+    listening = site.run(site.client_peer, listen_tcp=8443)
+    assert (listening.changed, listening["reload"], listening["restart"]) == (True, True, False)
+    assert list(listening["diff"]["after"]) == [f"file {site.config}"]
+    assert not site.run(site.client_peer, listen_tcp=8443).changed
+    bridged = site.run({**site.client_peer, "allowed_ips": []}, layer=2, check=True)
+    assert (bridged.changed, bridged["restart"]) == (True, True)
+    assert (info(site)["layer"], info(site)["listeners"]) == (3, [])
+
+
 def test_a_prefix_moves_into_a_failover_group_and_back_under_traffic(site: Site) -> None:
     site.client_peer["allowed_ips"].append(EXTRA_PREFIX)
     site.start()

@@ -153,6 +153,8 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Host:
             'iifname != "culvert0" icmp type echo-request',
         ),
         ("-p tcp -m tcp --dport 80:90 -j ACCEPT", "INPUT", "tcp dport 80-90"),
+        ("-p tcp -m tcp --dport 443 -j ACCEPT", "INPUT", "tcp dport 443"),
+        ("-i br0 -o br0 -j ACCEPT", "FORWARD", 'iifname "br0" oifname "br0"'),
     ],
 )
 def test_the_command_that_helps_says_what_our_rule_says(
@@ -174,6 +176,15 @@ def test_only_what_the_document_lets_through_counts(commands: Host) -> None:
     (said,) = _firewall.warnings(of_devices, commands(nft=listing(hook="output")))
     assert 'oifname "culvert0" accept' in said
     assert "meta mark 0x7 accept" in said
+
+
+def test_nobody_is_advised_to_let_everything_pass(commands: Host) -> None:
+    """What is bridged has no words in nft; and nothing of the host's own leaves by the port of a bridge."""
+    run = commands(nft=listing())
+    assert _firewall.warnings(document("-m physdev --physdev-is-bridged -j ACCEPT"), run) == []
+    port = {"name": "t0", "mode": "tap", "bridge": "br0"}
+    bridged = Document.from_params({"name": "20-x", "devices": [port]})
+    assert _firewall.warnings(bridged, commands(nft=listing(hook="output"))) == []
 
 
 def test_what_cannot_be_read_is_said_or_not_there(commands: Host) -> None:
