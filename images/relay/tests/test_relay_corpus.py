@@ -13,6 +13,7 @@ import io
 import json
 import random
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,10 +34,13 @@ from culvert.device import Device
 from culvert.echo import Echo
 from culvert.endpoint import Endpoint
 from culvert.errors import ConfigError, CulvertError
+from culvert.ethernet import inner_packet, read_heading
 from culvert.frame import PLAIN
+from culvert.frame_messages import plaintext_of
 from culvert.handover_state import read_state, restore_state, write_state
 from culvert.keys import Identity
-from culvert.messages import INITIATION_BYTES, RESPONSE_BYTES
+from culvert.layer2 import Layer2, Layer2Settings
+from culvert.messages import INITIATION_BYTES, RESPONSE_BYTES, TYPE_FRAME
 from culvert.relay import Relay
 from culvert.reload import difference
 from culvert.responder import MAX_BODY_BYTES, BadRequest, parse_request, udp_reply
@@ -137,6 +141,44 @@ def from_host(data: bytes) -> None:
     for packet in packets:
         if ip.payload_length(packet):
             ip.mark_congestion(packet)
+
+
+def ethernet(data: bytes) -> None:
+    """Anything that a peer of layer 2 seals, and that is read from the TAP device: what reaches either side
+    is what was sent, once; nothing comes back to the peer, and the table of addresses stays small.
+    """
+    world = World(layer=2)
+    hub, bad, other = world.host(), world.host(), world.host()
+    for peer in (bad, other):
+        world.introduce(hub, peer)
+        peer.peer(hub).initiate(world.now)
+        world.settle()
+    switch = hub.device.layer2
+    assert switch is not None
+    switch.configure(Layer2Settings(mac_limit=8, storm_limit_per_s=20), world.now)
+    frames = pieces(data)
+    for number, frame in enumerate(frames):
+        world.now += (number % 7) / 2
+        if number % 3:
+            text = plaintext_of(PLAIN + frame) or frame
+            world.deliver([bad.sealed(hub, text, TYPE_FRAME)])
+        else:
+            hub.send(frame)
+    world.settle()
+    sent = Counter(frames)
+    for host in (hub, bad, other):
+        assert not Counter(host.received) - sent
+    assert not set(bad.received) - set(frames[::3]), "a frame came back"
+    state = switch.state(world.now)
+    assert all(port.addresses <= 8 for port in state.ports if port.public_key)
+    again = Layer2(hub.device._context, hub.device._peers)
+    again.restore(switch.export(), world.now)
+    assert again.export() == switch.export()
+    for frame in frames:
+        heading = read_heading(frame)
+        assert heading is None or heading.source[0] & 1 == 0
+        inner_packet(frame)
+        switch.owner(frame, False)
 
 
 def relay() -> Relay:
@@ -339,6 +381,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "datagrams": datagrams,
     "from_peer": from_peer,
     "from_host": from_host,
+    "ethernet": ethernet,
     "configuration": configuration,
     "requests": requests,
     "capture_filter": capture_filter,

@@ -416,10 +416,11 @@ def test_the_table_is_handed_on() -> None:
     world.now += 1
     send(world, hub, frame(9, BROADCAST))
     take(one, two)
+    configure(world, hub, client_isolation=True, storm_limit_per_s=7, mac_limit=9, mac_ageing_s=99)
     values = json.loads(json.dumps(switch(hub).export()))
     after = Layer2(hub.device._context, hub.device._peers)
     after.restore(values, world.now)
-    assert after.export() == switch(hub).export()
+    assert (after.settings, after.export()) == (switch(hub).settings, values)
     hub.device._context.layer2 = after
     send(world, hub, found := frame(9, 1))
     assert take(one, two) == [[found], []]
@@ -442,7 +443,25 @@ def test_the_table_is_handed_on() -> None:
 def test_a_table_that_makes_no_sense_is_refused(entry: list[object]) -> None:
     world, hub, _ = star(1)
     with pytest.raises(ValueError, match=r"is|was|belongs"):
-        switch(hub).restore([entry], world.now)
+        switch(hub).restore(switch(hub).export() | {"macs": [entry]}, world.now)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"client_isolation": 1},
+        {"storm_limit_per_s": -1},
+        {"mac_limit": 0},
+        {"mac_ageing_s": 1},
+        {"macs": {}},
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(values: dict[str, object]) -> None:
+    world, hub, _ = star(1)
+    with pytest.raises(ValueError, match=r"is not|is neither"):
+        switch(hub).restore(switch(hub).export() | values if values else {}, world.now)
 
 
 def test_whose_frame_it_is_for_captures() -> None:

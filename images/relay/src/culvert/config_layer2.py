@@ -67,8 +67,8 @@ def check_layer(layer: int, values: Mapping[str, Any]) -> None:
                 raise BadOption(option, f"{label} says nothing without Layer = 2")
         return
     for option, reason in _NOT_AT_LAYER_2.items():
-        # Nothing that is shared, and frame messages that are on, are as it is.
-        if option in values and values[option] not in ([], True):
+        # An empty list, and frame messages that are on, say what is so anyway.
+        if option in values and values[option] != [] and values[option] is not True:
             raise BadOption(option, reason)
 
 

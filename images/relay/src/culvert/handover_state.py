@@ -250,7 +250,7 @@ def write_state(relay: Relay, version: str, now: float, listeners: Sequence[tupl
         document["successions"] = device.succession.export()
         needs.add("succession")
     if device.layer2 is not None:
-        document["macs"] = device.layer2.export()
+        document["layer2"] = device.layer2.export()
         needs.add("layer2")
     document["needs"] = sorted(needs)
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
@@ -380,7 +380,7 @@ def restore_state(relay: Relay, document: Mapping[str, Any], now: float) -> int:
     device.succession.restore(successions, lambda key: _peer(device, key), now)
     _read_group(device, mapping(document.get("group")), now)
     if device.layer2 is not None:
-        device.layer2.restore(sequence(document.get("macs")), now)
+        device.layer2.restore(mapping(document.get("layer2")), now)
     return len(context.keypairs)
 
 

@@ -24,8 +24,16 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from .batch import Buffer
-from .constants import KEY_BYTES, MAC_AGEING_S, MAC_LIMIT, STORM_LIMIT_PER_S
-from .document import number, octets, sequence, text
+from .constants import (
+    KEY_BYTES,
+    MAC_AGEING_RANGE_S,
+    MAC_AGEING_S,
+    MAC_LIMIT,
+    MAC_LIMIT_RANGE,
+    STORM_LIMIT_MOST_PER_S,
+    STORM_LIMIT_PER_S,
+)
+from .document import flag, integer, number, octets, sequence, text
 from .ethernet import HEADER_BYTES, MAX_FRAME_BYTES, TAGS_BYTES, Heading, read_heading
 from .frame import PLAIN, VNET_HEADER_BYTES
 from .ratelimit import TokenBucket
@@ -141,7 +149,7 @@ class Layer2:
             self._give(peer, run, now)
 
     def receive(self, peer: Peer, frame: Buffer, now: float) -> None:
-        """A frame that a peer sealed; it is valid for this call only, unless it is our own side's."""
+        """A frame that a peer sealed, after a header of zeros; it is kept until it is written."""
         port = self._port(peer)
         heading = self._heading(frame, port)
         if heading is None or not self._learn(heading, port, now):
@@ -283,15 +291,29 @@ class Layer2:
         states = [PortState(key, self._switch.count(key), self._dropped_at[key]) for key in ports]
         return Layer2State(self.settings, len(self._switch), states, dict(self._dropped), self._unlearnt)
 
-    def export(self) -> list[list[Any]]:
-        """The table of addresses, as JSON has it; settings come from the file."""
-        return [[address.hex(), port.hex(), heard_s] for address, port, heard_s in self._switch.entries()]
+    def export(self) -> dict[str, Any]:
+        """Settings and table of addresses, as JSON has them."""
+        settings = self.settings
+        return {
+            "client_isolation": settings.client_isolation,
+            "storm_limit_per_s": settings.storm_limit_per_s,
+            "mac_limit": settings.mac_limit,
+            "mac_ageing_s": settings.mac_ageing_s,
+            "macs": [[mac.hex(), port.hex(), heard_s] for mac, port, heard_s in self._switch.entries()],
+        }
 
-    def restore(self, values: Sequence[Any], now: float) -> None:
+    def restore(self, values: Mapping[str, Any], now: float) -> None:
         """What :meth:`export` wrote, for a device that has its peers. :raises ValueError: it did not write
         that.
         """
-        for entry in values:
+        settings = Layer2Settings(
+            flag(values.get("client_isolation")),
+            integer(values.get("storm_limit_per_s"), 0, STORM_LIMIT_MOST_PER_S),
+            integer(values.get("mac_limit"), *MAC_LIMIT_RANGE),
+            integer(values.get("mac_ageing_s"), *MAC_AGEING_RANGE_S),
+        )
+        self.configure(settings, now)
+        for entry in sequence(values.get("macs")):
             address, port, heard_s = _entry(entry)
             if port != _HOST and port not in self._peers:
                 raise ValueError("an address belongs to a peer that there is not")

@@ -97,14 +97,16 @@ class Host:
         """Packets from the host into its TUN device; nothing is delivered yet."""
         self.device.send_frames([PLAIN + packet for packet in packets], self.world.now)
 
-    def sealed(self, other: Host, plaintext: bytes) -> Flight:
-        """A data message to another host with anything at all in it (with the pure Python batch only)."""
+    def sealed(self, other: Host, plaintext: bytes, kind: int = TYPE_DATA) -> Flight:
+        """A data message (or one of another type that a session has) to another host, with anything at all in
+        it; with the pure Python batch only.
+        """
         keypair = self.peer(other).keypairs.current
         if keypair is None:
             raise ValueError("there is no session")
         counter = keypair.take_counters(1)
         body = keypair.send_key.encrypt(struct.pack("<4xQ", counter), plaintext, None)
-        header = DATA_HEADER.pack(TYPE_DATA, keypair.remote_index, counter)
+        header = DATA_HEADER.pack(kind, keypair.remote_index, counter)
         return Flight(self.endpoint, other.endpoint, header + body)
 
     def events_of(self, kind: object) -> list[Event]:
