@@ -37,7 +37,7 @@ __all__ = ["PinMismatch", "TlsChannel", "TlsOpener", "client_context", "server_c
 _FIRST_READ_BYTES = 1 << 12
 _MAX_READ_BYTES = 1 << 18
 # Encrypted in one go, and so what may wait in here for the socket.
-_MAX_WRITE_BYTES = 1 << 17
+_MAX_WRITE_BYTES = 1 << 18
 
 # Used within one call each, and by one thread, so all connections share them.
 _arriving = memoryview(bytearray(_MAX_READ_BYTES))
@@ -223,7 +223,7 @@ class TlsChannel:
         return True
 
     def send(self, buffers: Sequence[Buffer]) -> int:
-        """Encrypt and send what these buffers hold, one after the other, up to 128 KiB; the number of bytes
+        """Encrypt and send what these buffers hold, one after the other, up to 256 KiB; the number of bytes
         taken, of which some may wait in here (:attr:`wants_write`). Without buffers: send what waits.
 
         It fills records from the first byte on: a first message shorter than 16 KiB is whole in one record.
