@@ -29,12 +29,12 @@ def good() -> tuple[World, dict[str, Any]]:
     one.device.allow(group, ip_network("::/0"))
     group.reconfigured(world.now)
     relay = relay_of(world, one.device)
-    relay._names = {bytes(32): EndpointName("example.org", 1)}
+    relay.names.names = {bytes(32): EndpointName("example.org", 1)}
     relay._configured_endpoints = {
         bytes(32): (EndpointName("example.org", 1),),
         bytes([1]) * 32: (Endpoint("::1", 1), Endpoint("::1", 2, scheme="tls"), EndpointName("a", 3, "tcp")),
     }
-    relay._resolve_at = {bytes(32): 1.0}
+    relay.names.resolve_at = {bytes(32): 1.0}
     return world, document_of(relay, world)
 
 

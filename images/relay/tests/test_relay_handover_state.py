@@ -16,6 +16,7 @@ from culvert.batch import Batch, Received
 from culvert.device import Device
 from culvert.endpoint import Endpoint, EndpointName
 from culvert.keypair import Keypair, Keypairs
+from culvert.names import Names
 from culvert.noise import TransportKeys
 from culvert.pure import PureBatch
 from culvert.replay import ReplayWindow
@@ -180,7 +181,7 @@ def test_endpoints_statistics_and_prefixes() -> None:
     peer.endpoint = Endpoint("2001:db8::7", 4500, 3, b"\1\2\3")
     relay = relay_of(world, one.device)
     relay.fwmark, relay._fixed_port = 0xCA6C, 51820
-    relay._names = {two.public_key: EndpointName("vpn.example.org", 51820)}
+    relay.names.names = {two.public_key: EndpointName("vpn.example.org", 51820)}
     relay._configured_endpoints = {
         two.public_key: (EndpointName("vpn.example.org", 51820),),
         one.public_key: (),
@@ -189,7 +190,7 @@ def test_endpoints_statistics_and_prefixes() -> None:
     before = document_of(relay, world)
     found = restored(world, json.dumps(before).encode())
     assert document_of(found, world) == before
-    assert (found.fwmark, found._fixed_port, found._names) == (0xCA6C, 51820, relay._names)
+    assert (found.fwmark, found._fixed_port, found.names.names) == (0xCA6C, 51820, relay.names.names)
     assert found._configured_endpoints == relay._configured_endpoints
     there = found.device.peer(two.public_key)
     assert there is not None
@@ -280,11 +281,12 @@ LEFT_OUT = {
     "Keypair": {"_batch": "", "alive": "", "owner": "", "send_key": "as bytes", "receive_key": "as bytes"},
     "Keypairs": {},
     "PeerStats": {},
+    "Names": {"resolver": "", "_device": ""},
     "Relay": {
         "device": "",
         "tun": "a descriptor",
         "transport": "descriptors",
-        "resolver": "",
+        "names": "has a table of its own",
         "instance": "the process's own",
         "no_handover_before_s": "the process's own",
         "records": "events are the process's own",
@@ -316,6 +318,7 @@ def test_nothing_is_forgotten() -> None:
         (keypair, {f"{name}" for name in keypair.export()} - {"keys"} | {"_raw"}),
         (peer.keypairs, {"current", "previous", "next"}),
         (relay_of(world, one.device), {row.name for row in handover_state.RELAY}),
+        (Names(one.device), {row.name for row in handover_state.NAMES}),
     ):
         left_out = set(LEFT_OUT[type(thing).__name__])
         assert not known & left_out
@@ -375,3 +378,28 @@ def test_nothing_that_was_not_authentic_gets_in_afterwards() -> None:
     two.device.receive_datagrams([Received(bytes(broken), one.endpoint, 0)], world.now)
     assert two.peer(one).stats.rx_bytes < 1000
     assert world.collect() == []
+
+
+def test_the_ways_to_a_peer_go_on() -> None:
+    """The list, which of it is used, and when another is tried; connections are made anew at once."""
+    world, one, two = joined()
+    peer = one.peer(two)
+    peer.place([two.endpoint, two.listens["tls"]], world.now)
+    world.blocked = {"udp"}
+    world.connect(one, two)
+    world.advance(6.0)
+    one.send(one.packet(two, b"again"))
+    world.advance(6.0)
+    assert peer.endpoint == two.listens["tls"]
+    before = document_of(relay_of(world, one.device), world)
+    assert "ways" in before["needs"]
+    found = restored(world, json.dumps(before).encode())
+    assert document_of(found, world) == before
+    there = found.device.peer(two.public_key)
+    assert there is not None
+    assert there.endpoint == two.listens["tls"]
+    assert there.ways is not None
+    assert there.ways.state(world.now) == peer.ways.state(world.now) if peer.ways else False
+    # A keepalive over a connection of its own tells the other side where it is now.
+    found.device.handle_timer(world.now)
+    assert [run.endpoint.scheme for run in found.device.datagrams_to_send()][:1] == ["tls"]

@@ -115,7 +115,7 @@ class FakeResolver(Resolver):
 
 def resolving(*answers: tuple[str, ...]) -> tuple[Bench, FakeResolver]:
     bench, resolver = Bench(), FakeResolver(*answers)
-    bench.relay.resolver = resolver
+    bench.relay.names.resolver = resolver
     bench.load("ListenPort = 51820", PEER, "Endpoint = vpn.example.org:51820")
     bench.relay.handle_timer()
     bench.relay.on_resolved()

@@ -15,6 +15,7 @@ from typing import Any
 
 from .about_layer2 import layer2_lines, read_layer
 from .about_streams import read_streams
+from .about_ways import read_ways
 from .allowedips import Network
 from .device import Device
 from .keys import encode_base64
@@ -195,7 +196,7 @@ def read_about(text: str) -> dict[str, Any]:
         nothing: dict[str, Any] = dict.fromkeys(("batch", "offloads", "failover", "version", "instance"))
         nothing |= dict.fromkeys(("alternate_public_key", "layer", "layer2", "ports"))
         nothing |= read_streams({})
-        return {**nothing, "rejections": [], "captures": [], "limits": {}, "bonds": None}
+        return {**nothing, "rejections": [], "captures": [], "limits": {}, "bonds": None, "ways": {}}
     # Names that we do not know may be a later relay's.
     offloads = [name for name in values["offloads"][0].split(", ") if name != "none"]
     return {
@@ -210,6 +211,7 @@ def read_about(text: str) -> dict[str, Any]:
         "limits": _read_limits(values),
         **_read_bonds(values),
         **read_streams(values),
+        "ways": read_ways(values),
     }
 
 

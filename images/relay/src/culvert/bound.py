@@ -10,13 +10,13 @@ may be in use at the same time, each with its own peers.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from .context import Context
 from .cookie import MacStamper
-from .endpoint import NO_TARGET, Endpoint, EndpointName, Target
 from .errors import BadPacket
 from .keys import ZERO_KEY, Identity, diffie_hellman, short_name
+from .messages import Initiation
 from .noise import InitiatorHandshake
 
 if TYPE_CHECKING:
@@ -53,12 +53,7 @@ class Pending(NamedTuple):
 class Bound:
     """What a peer is told to be, and the part of it that an identity of ours has a say in."""
 
-    # What few peers have is of the class, until it is set: objects with more than 30 attributes of their own
-    # cost half a kilobyte more each.
-    endpoints: tuple[Endpoint | EndpointName, ...] = ()
-    "Where it may be, the preferred one first, if that is more than one place or a stream."
-    target: Target = NO_TARGET
-    "How its ``tls://`` endpoints are dialled."
+    # Of the class, until it is set: see culvert.located.
     frame_messages: bool = False
     "It takes frame messages (:mod:`culvert.frame_messages`), and may send them."
 
@@ -68,6 +63,8 @@ class Bound:
         self.preshared_key = ZERO_KEY
         self.kin: Kin | None = None
         self._stamper = MacStamper(public_key)
+        self._pending: Pending | None = None
+        self._sent_handshake_s = float("-inf")
         self.static_static: bytes | None = None
         "DH of our static key and the peer's; None without an identity, or when the key is of low order."
         self.agree()
@@ -89,3 +86,28 @@ class Bound:
             # BadPacket: a low-order key. Nobody can ever prove to hold it, so no handshake is possible.
             with suppress(BadPacket):
                 self.static_static = diffie_hellman(identity.private, self.public_key)
+
+    def introduce(self, now: float) -> bytes:
+        """A new initiation; from now on only an answer to this one is one. Empty where there can be none."""
+        identity, context = self.identity, self._context
+        if identity is None or self.static_static is None:
+            return b""
+        self._sent_handshake_s = now
+        self._drop_pending()
+        timestamp = context.clock.stamp(context.wall_clock_ns())
+        handshake = InitiatorHandshake(identity, self.public_key, self.static_static, timestamp)
+        index = context.new_index()
+        # There is nobody of this kind but peers.
+        context.handshakes[index] = cast("Peer", self)
+        self._pending = Pending(handshake, index)
+        return Initiation(index, *handshake.message).pack()
+
+    @property
+    def asking(self) -> bool:
+        """Whether there is an initiation that may still be answered."""
+        return self._pending is not None
+
+    def _drop_pending(self) -> None:
+        if self._pending is not None:
+            self._context.handshakes.pop(self._pending.local_index, None)
+            self._pending = None

@@ -62,8 +62,7 @@ NO_ROUTE_ERRORS = frozenset(
 # How long an endpoint without a route is taken for unreachable, and how many such endpoints are remembered.
 UNREACHABLE_S = 1.0
 MAX_UNREACHABLE = 1024
-# Unanswered initiations after which the address is resolved again, and the UDP source port given up.
-RESOLVE_AFTER_ATTEMPTS = 2
+# Unanswered initiations after which the UDP source port is given up.
 SILENT_AFTER_ATTEMPTS = 3
 # Most peers one device takes: Linux's limit.
 MAX_PEERS = 2**20

@@ -24,7 +24,9 @@ from .timers import TimerQueue
 if TYPE_CHECKING:
     from .failover import Failover
     from .layer2 import Layer2
+    from .located import Located
     from .peer import Peer
+    from .ways import Ways
 
     Carrier: TypeAlias = Peer | Failover
     """What prefixes belong to: their packets go to its ``active`` peer, or nowhere if that is None."""
@@ -58,6 +60,7 @@ class EventKind(Enum):
     HANDSHAKE_GAVE_UP = "handshake given up"
     KEYS_ZEROED = "session keys forgotten"
     ENDPOINT_CHANGED = "endpoint changed"
+    WAY_CHANGED = "another way is used"
     FAILED_OVER = "silent, another took over"
     ALL_SILENT = "silent, and nobody took over"
     RETURNED = "answers again and took over"
@@ -84,6 +87,8 @@ class Event:
     "Failover: the public key of the one that the peer took over from, or that took over from it."
     silent_s: float = 0.0
     "Failover: for how long the peer had owed an answer."
+    before: Endpoint | None = None
+    "Where the peer was, if it is elsewhere now."
 
 
 class Context:
@@ -122,6 +127,8 @@ class Context:
         self.events: list[Event] = []
         self.arrivals: list[tuple[Endpoint, Endpoint | None]] = []
         "Connections that peers were heard over, and where they were before, for the transport."
+        self.wayfarers: dict[Located, Ways] = {}
+        "Peers with several ways to them, or with one that is a connection."
         self.rejections = Rejections(self._something_refused)
 
     def _something_refused(self) -> None:

@@ -40,6 +40,8 @@ from .timers import Timer, Timers
 if TYPE_CHECKING:
     from .context import Carrier
     from .limiter import Limiter
+    from .located import Located
+    from .ways import Ways
 
 __all__ = ["Device", "Received"]
 
@@ -263,7 +265,7 @@ class Device:
             run = frames[start:stop]
             carrier = lookup(destination)
             peer = None if carrier is None else carrier.active
-            if peer is None or peer.endpoint is None or (unreachable and peer.endpoint in unreachable):
+            if peer is None or peer.endpoint is None or (unreachable and peer.is_among(unreachable)):
                 self._refusals.refuse(run, destination, peer, now)
             elif peer.limiter is None:
                 peer.send(run, ecn, segments, now)
@@ -292,6 +294,13 @@ class Device:
     def send_failed(self, endpoint: Endpoint, code: int, now: float) -> None:
         """The socket refused datagrams for ``endpoint`` with that errno."""
         self._refusals.send_failed(endpoint, code, now)
+        for _, ways in self.wayfarers():
+            ways.unsent(endpoint, code, now)
+
+    def lost(self, endpoint: Endpoint, retry_at_s: float, now: float) -> None:
+        """A connection that peers were reached by ended, or could not be made."""
+        for _, ways in self.wayfarers():
+            ways.lost(endpoint, retry_at_s, now)
 
     def endpoint_unreachable(self, endpoint: Endpoint, now: float) -> None:
         """See :meth:`culvert.refusals.Refusals.endpoint_unreachable`."""
@@ -333,6 +342,10 @@ class Device:
         """Runs of datagrams for the network, in order; each is returned once."""
         outgoing, self._context.outgoing = self._context.outgoing, []
         return outgoing
+
+    def wayfarers(self) -> Iterator[tuple[Located, Ways]]:
+        """Peers with several ways to them, or with one that is a connection."""
+        return iter(tuple(self._context.wayfarers.items()))
 
     def arrivals(self) -> list[tuple[Endpoint, Endpoint | None]]:
         """Stream endpoints that peers have moved to, each with where its peer was before; each is returned

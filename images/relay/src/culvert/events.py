@@ -205,6 +205,16 @@ def _endpoint(event: Event, device: Device) -> dict[str, Value]:
     return {"endpoint": None if event.endpoint is None else str(event.endpoint)}
 
 
+def _way(event: Event, device: Device) -> dict[str, Value]:
+    before, after = event.before, event.endpoint
+    return {
+        "from": None if before is None else before.scheme,
+        "to": None if after is None else after.scheme,
+        "previous_endpoint": None if before is None else str(before),
+        **_endpoint(event, device),
+    }
+
+
 def _expired(event: Event, device: Device) -> dict[str, Value]:
     peer = device.peer(event.public_key)
     limiter = None if peer is None else peer.limiter
@@ -254,6 +264,7 @@ def _key(public_key: bytes) -> str | None:
 _ENGINE: dict[EventKind, tuple[str, Callable[[Event, Device], dict[str, Value]]]] = {
     EventKind.HANDSHAKE_COMPLETED: ("handshake", _endpoint),
     EventKind.ENDPOINT_CHANGED: ("roamed", _endpoint),
+    EventKind.WAY_CHANGED: ("way_changed", _way),
     EventKind.EXPIRED: ("expired", _expired),
     EventKind.QUOTA_EXCEEDED: ("quota_exceeded", _quota),
     EventKind.READMITTED: ("readmitted", _nothing),

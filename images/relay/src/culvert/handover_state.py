@@ -44,7 +44,9 @@ from .timers import Timer
 
 __all__ = ["KNOWN", "Row", "read_listeners", "read_state", "restore_state", "write_state"]
 
-KNOWN: frozenset[str] = frozenset(("frames", "identities", "layer2", "limits", "streams", "succession"))
+KNOWN: frozenset[str] = frozenset(
+    ("frames", "identities", "layer2", "limits", "streams", "succession", "ways")
+)
 """What this version knows of that others must not do without."""
 _NEVER, _ALWAYS = float("inf"), float("-inf")
 # The two processes read one clock, and what lies between is a few seconds at most.
@@ -167,10 +169,9 @@ PEER_REF = Kind(lambda peer: peer.public_key.hex(), lambda value: octets(value, 
 RELAY = (
     Row("fwmark", UINT32, 0),
     Row("_fixed_port", UINT16, 0),
-    Row("_names", _by_key(_NAME), {}),
     Row("_configured_endpoints", _by_key(_CONFIGURED), {}),
-    Row("_resolve_at", _by_key(SECONDS), {}),
 )
+NAMES = (Row("names", _by_key(_NAME), {}), Row("resolve_at", _by_key(SECONDS), {}))
 CONTEXT = (Row("clock", PART),)
 STATS = (Row("tx_bytes", UINT64, 0), Row("rx_bytes", UINT64, 0), Row("last_handshake_ns", UINT64, 0))
 PEER = (
@@ -232,7 +233,7 @@ def write_state(relay: Relay, version: str, now: float, listeners: Sequence[tupl
         "format": HANDOVER_FORMAT,
         "version": version,
         "now_s": now,
-        "relay": _write(relay, RELAY, needs),
+        "relay": _write(relay, RELAY, needs) | _write(relay.names, NAMES, needs),
         "context": _write(device._context, CONTEXT, needs),
         "checkers": {key.hex(): one.export() for key, one in device._handshakes.checkers.items()},
         "peers": [_write_peer(device, peer, needs) for peer in device.peers()],
@@ -266,6 +267,9 @@ def _write_peer(device: Device, peer: Peer, needs: set[str]) -> dict[str, Any]:
     values["keypairs"] = peer.keypairs.export()
     if peer.endpoint is not None and peer.endpoint.is_stream:
         needs.add("streams")
+    if peer.ways is not None:
+        values["ways"] = peer.ways.export()
+        needs.add("ways")
     if peer._pending is not None:
         values["pending"] = True
     if peer.limiter is not None:
@@ -364,7 +368,9 @@ def restore_state(relay: Relay, document: Mapping[str, Any], now: float) -> int:
     peers = [device.add_peer(key) for key in keys]
     context = device._context
     _read(device, context, CONTEXT, mapping(document.get("context")), now)
-    _read(device, relay, RELAY, mapping(document.get("relay")), now)
+    values = mapping(document.get("relay"))
+    _read(device, relay, RELAY, values, now)
+    _read(device, relay.names, NAMES, values, now)
     checkers = device._handshakes.checkers
     for key, values in mapping(document.get("checkers")).items():
         identity = octets(key, KEY_BYTES)
@@ -406,6 +412,7 @@ def _read_peer(device: Device, context: Context, peer: Peer, values: Mapping[str
             # It would outlive its limit (section 6.2).
             raise ValueError("a session is still to come")
         context.keypairs[keypair.local_index] = keypair
+    peer.restore_ways(values.get("ways"), now)
     if values.get("pending"):
         # Its ephemeral key stays behind: a new initiation at once is as good as an answer to the old one.
         peer._sent_handshake_s = _ALWAYS

@@ -22,7 +22,7 @@ _LOG_RATE_PER_S = 5.0
 _FAILOVER = frozenset(
     (EventKind.FAILED_OVER, EventKind.ALL_SILENT, EventKind.RETURNED, EventKind.MOVED),
 )
-_AT_WILL = _FAILOVER | {EventKind.HANDSHAKE_COMPLETED, EventKind.ENDPOINT_CHANGED}
+_AT_WILL = _FAILOVER | {EventKind.HANDSHAKE_COMPLETED, EventKind.ENDPOINT_CHANGED, EventKind.WAY_CHANGED}
 # What is said elsewhere, or not.
 _UNTOLD = frozenset((EventKind.REFUSED,))
 
@@ -49,6 +49,8 @@ class EventLines:
             _log.warning("handshake with peer %s given up until there is traffic for it", peer)
         elif event.kind is EventKind.ENDPOINT_CHANGED:
             _log.info("peer %s is at %s now", peer, event.endpoint)
+        elif event.kind is EventKind.WAY_CHANGED:
+            _log.info("peer %s: sending over %s now, no longer over %s", peer, event.endpoint, event.before)
         elif event.kind in _FAILOVER:
             _failover(event, peer, other)
         elif event.kind is EventKind.SUCCEEDED:

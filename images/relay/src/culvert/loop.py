@@ -62,7 +62,7 @@ class Loop:
     def attach(self, relay: Relay, *, watch_links: bool = True) -> None:
         """Take a relay on. Threads are started later, so a fork between this and :meth:`run` is safe."""
         self._relay = relay
-        relay.resolver = Resolver(self.wake)
+        relay.names.resolver = Resolver(self.wake)
         self._register(relay.tun.fileno(), self._on_tun)
         self._register(self._wake_fd, self._on_wake)
         if self._control is not None:

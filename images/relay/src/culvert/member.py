@@ -85,9 +85,8 @@ class Member:
     # --- Asking ---------------------------------------------------------------------------------------------
 
     def has_session(self, now: float) -> bool:
-        """Whether what is sent to it now is on its way at once."""
-        keypair = self.peer.keypairs.current
-        return keypair is not None and keypair.usable(now) and self.peer.endpoint is not None
+        """See :meth:`culvert.peer.Peer.has_session`."""
+        return self.peer.has_session(now)
 
     def ask(self, now: float, *, handshake: bool) -> None:
         """Make it say something: by an echo request through the session, if there is one; by a handshake if

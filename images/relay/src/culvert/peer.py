@@ -12,13 +12,11 @@ Rules that hold in this file:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from .batch import Buffer, Chunk
-from .bound import Bound, Pending
 from .constants import (
     INITIATIONS_PER_SECOND,
     KEEPALIVE_TIMEOUT_S,
@@ -27,18 +25,20 @@ from .constants import (
     REKEY_JITTER_S,
     REKEY_TIMEOUT_S,
 )
-from .context import Context, Event, EventKind
+from .context import Context, EventKind
 from .endpoint import Endpoint
 from .errors import BadPacket
 from .frame import PLAIN
 from .keypair import Keypair, Keypairs
 from .keys import ZERO_KEY
-from .messages import CookieReply, Initiation, Response
-from .noise import InitiatorHandshake, ResponderHandshake, TransportKeys
+from .located import Located
+from .messages import CookieReply, Response
+from .noise import ResponderHandshake, TransportKeys
 from .sealing import is_keepalive, seal
 from .staging import Staging
 from .stats import PeerStats
 from .timers import Timer, Timers
+from .way import Sign
 
 if TYPE_CHECKING:
     from .echo import Echo
@@ -56,7 +56,7 @@ _MAX_ATTEMPTS = int(REKEY_ATTEMPT_TIME_S / REKEY_TIMEOUT_S)
 _NEVER = float("inf")
 
 
-class Peer(Bound):
+class Peer(Located):
     """State of one peer of a device. As an owner of prefixes it carries to itself: ``active``."""
 
     def __init__(self, context: Context, public_key: bytes) -> None:
@@ -75,20 +75,14 @@ class Peer(Bound):
         "Since when the peer owes us something authentic, be it data or an answer; infinity if it does not."
         self.initiated_s = float("-inf")
         "When the last initiation went out."
-        self.endpoint: Endpoint | None = None
-        self.keepalive_interval_s = 0
         self.stats = PeerStats()
         self.keypairs = Keypairs()
-        self.unanswered = 0
         self._attempts = 0
-        self.last_heard_s = float("-inf")
         self.alive = True
-        self._pending: Pending | None = None
         self._staged = Staging()
         self._timers = Timers(context.timers, self._on_timer)
         self._another_keepalive = False
         self._last_minute = False
-        self._sent_handshake_s = float("-inf")
         self._answered_initiation_s = float("-inf")
         self.latest_timestamp = bytes(12)
 
@@ -127,18 +121,11 @@ class Peer(Bound):
         # No reference to itself is left for the garbage collector.
         self.active = None
         self._timers.close()
+        self._forget_ways()
         self.forget_keys()
         self.unstage()
         self.preshared_key = ZERO_KEY
         self.static_static = None
-
-    def _drop_pending(self) -> None:
-        if self._pending is not None:
-            self._context.handshakes.pop(self._pending.local_index, None)
-            self._pending = None
-
-    def _emit(self, kind: EventKind) -> None:
-        self._context.events.append(Event(kind, self.public_key, self.unanswered, self.endpoint))
 
     # --- Sending --------------------------------------------------------------------------------------------
 
@@ -208,26 +195,32 @@ class Peer(Bound):
             # What is tried again has been told of.
             self.expect_answer(now)
             self._attempts = 0
-        context = self._context
-        identity = self.identity
-        if identity is None or self.static_static is None or self.endpoint is None or self.barred:
+        if self.identity is None or self.static_static is None or self.endpoint is None or self.barred:
             return
         if now - self._sent_handshake_s < REKEY_TIMEOUT_S - _ROUNDING_S:
-            if not self._timers.pending(Timer.RETRANSMIT):
+            if not self.insists:
                 self._timers.set(Timer.RETRANSMIT, self._sent_handshake_s + REKEY_TIMEOUT_S + self._jitter())
             return
-        self._sent_handshake_s = self.initiated_s = now
-        self._drop_pending()
+        self.initiated_s = now
         if self.unanswered:
             self._emit(EventKind.HANDSHAKE_RETRIED)
         self.unanswered += 1
-        timestamp = context.clock.stamp(context.wall_clock_ns())
-        handshake = InitiatorHandshake(identity, self.public_key, self.static_static, timestamp)
-        index = context.new_index()
-        context.handshakes[index] = self
-        self._pending = Pending(handshake, index)
-        self._send_handshake(Initiation(index, *handshake.message).pack(), now)
+        message = self.introduce(now)
+        if self.ways is None:
+            self.send_handshake(message, self.endpoint, now)
+        else:
+            self.ways.ask(message, now)
         self._timers.set(Timer.RETRANSMIT, now + REKEY_TIMEOUT_S + self._jitter())
+
+    @property
+    def insists(self) -> bool:
+        """Whether an initiation is going to be sent (again) if nothing is heard."""
+        return self._timers.pending(Timer.RETRANSMIT)
+
+    def has_session(self, now: float) -> bool:
+        """Whether what is sent now is on its way at once."""
+        keypair = self.keypairs.current
+        return keypair is not None and keypair.usable(now) and self.endpoint is not None
 
     def may_initiate(self, now: float) -> bool:
         """Whether :meth:`initiate` would send something now, if only it knows where to."""
@@ -235,18 +228,19 @@ class Peer(Bound):
 
     def knock(self, now: float) -> None:
         """Send one initiation that is not sent again, unless one is under way already."""
-        if not self._timers.pending(Timer.RETRANSMIT):
+        if not self.insists:
             self.initiate(now)
             self._timers.cancel(Timer.RETRANSMIT)
 
     def _jitter(self) -> float:
         return self._context.jitter.uniform(0, REKEY_JITTER_S)
 
-    def _send_handshake(self, body: bytes, now: float) -> None:
-        if self.endpoint is None:
+    def send_handshake(self, body: bytes, endpoint: Endpoint | None, now: float) -> None:
+        """Send a message of a handshake, with its two MACs."""
+        if endpoint is None:
             return
         message = self._stamper.stamp(body, now)
-        self._context.send(self.endpoint, [Chunk(message, len(message))], HANDSHAKE_TOS)
+        self._context.send(endpoint, [Chunk(message, len(message))], HANDSHAKE_TOS)
         self.stats.tx_bytes += len(message)
         self._authenticated_sent(now)
 
@@ -262,7 +256,7 @@ class Peer(Bound):
         keys = pending.handshake.consume_response(response.ephemeral, response.nothing, self.preshared_key)
         # One initiation makes one session: the ephemeral key is dropped with the first good answer.
         self._drop_pending()
-        self._heard(endpoint, size_bytes, now)
+        self._heard(endpoint, size_bytes, now, Sign.ANSWER)
         self._add_session(keys, True, response.receiver, response.sender, now)
         self._handshake_complete(now)
         self.send_keepalive(now)
@@ -284,14 +278,14 @@ class Peer(Bound):
         self, handshake: ResponderHandshake, sender: int, endpoint: Endpoint, size_bytes: int, now: float
     ) -> None:
         """Answer an initiation that was accepted."""
-        self._heard(endpoint, size_bytes, now)
+        self._heard(endpoint, size_bytes, now, Sign.QUESTION)
         # Our own initiation, if any, may go on: the two sessions do not disturb each other. But none is
         # started now.
         self._sent_handshake_s = now
         ephemeral, nothing, keys = handshake.create_response(self.preshared_key)
         index = self._context.new_index()
         self._add_session(keys, False, index, sender, now)
-        self._send_handshake(Response(index, sender, ephemeral, nothing).pack(), now)
+        self.send_handshake(Response(index, sender, ephemeral, nothing).pack(), endpoint, now)
 
     def _add_session(self, keys: TransportKeys, initiator: bool, local: int, remote: int, now: float) -> None:
         context = self._context
@@ -317,6 +311,8 @@ class Peer(Bound):
         self._last_minute = False
         self.stats.last_handshake_ns = self._context.wall_clock_ns()
         self._emit(EventKind.HANDSHAKE_COMPLETED)
+        if self.ways is not None:
+            self.ways.on_session(now)
         if self.kin is not None:
             self.kin.succession.on_session(self, now)
         if self.watch is not None:
@@ -324,19 +320,13 @@ class Peer(Bound):
 
     # --- Receiving ------------------------------------------------------------------------------------------
 
-    def _heard(self, endpoint: Endpoint, size_bytes: int, now: float) -> None:
-        """Something authentic came from ``endpoint``: the peer is there now (section 2.1, roaming)."""
+    def _heard(self, endpoint: Endpoint, size_bytes: int, now: float, sign: Sign) -> None:
+        """Something authentic came from ``endpoint``."""
         self.stats.rx_bytes += size_bytes
         self.last_heard_s = now
         self.unanswered = 0
         self.awaiting_s = _NEVER
-        if endpoint is not self.endpoint:
-            before = self.endpoint
-            self.endpoint = endpoint
-            if endpoint.is_stream:
-                self._context.arrivals.append((endpoint, before))
-            if before is not None and endpoint != before:
-                self._emit(EventKind.ENDPOINT_CHANGED)
+        self.arrive(endpoint, sign, now)
         self._timers.cancel(Timer.NEW_HANDSHAKE)
         self._traversed(now)
 
@@ -345,7 +335,8 @@ class Peer(Bound):
 
         :param data: whether there was more than keepalives in it.
         """
-        self._heard(endpoint, size_bytes, now)
+        first = keypair is self.keypairs.next
+        self._heard(endpoint, size_bytes, now, Sign.ANSWER if first else Sign.DATA)
         gone = self.keypairs.confirm(keypair)
         if gone is not None:
             self._context.forget(gone)
@@ -402,18 +393,23 @@ class Peer(Bound):
             self.awaiting_s = now
         if self.watch is not None:
             self.watch.on_question(self, now)
+        if self.ways is not None:
+            self.ways.on_question(now)
 
     def _on_timer(self, timer: Timer, now: float) -> None:
         if timer is Timer.RETRANSMIT:
             self._retransmit(now)
         elif timer is Timer.NEW_HANDSHAKE:
-            self._forget_local_address()
+            self._doubt()
             self.initiate(now)
         elif timer is Timer.KEEPALIVE:
             self._passive_keepalive(now)
         elif timer is Timer.PERSISTENT:
             self._timers.set(Timer.PERSISTENT, now + self.keepalive_interval_s)
-            self.send_keepalive(now)
+            if self.wants_proof(now) and self.may_initiate(now):
+                self.initiate(now)
+            else:
+                self.send_keepalive(now)
         else:
             # Section 6.3: no session for so long; nothing that could decrypt the past is kept.
             self.forget_keys()
@@ -437,10 +433,5 @@ class Peer(Bound):
             self._emit(EventKind.HANDSHAKE_GAVE_UP)
             return
         self._attempts += 1
-        self._forget_local_address()
+        self._doubt()
         self.initiate(now, retry=True)
-
-    def _forget_local_address(self) -> None:
-        """Maybe our side of the path is dead: the kernel may choose from where to send (as Linux's does)."""
-        if self.endpoint is not None and self.endpoint.local:
-            self.endpoint = replace(self.endpoint, local=b"")

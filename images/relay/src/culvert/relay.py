@@ -15,18 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from . import __version__
 from .about import bond_lines, format_about, format_process, group_state
 from .about_streams import stream_lines
+from .about_ways import way_lines
 from .capture import Capture, CaptureRequest, Captures
 from .config import Config
-from .constants import HANDOVER_FORMAT, REJECT_AFTER_TIME_S, RESOLVE_AFTER_ATTEMPTS, SILENT_AFTER_ATTEMPTS
+from .constants import HANDOVER_FORMAT, REJECT_AFTER_TIME_S, SILENT_AFTER_ATTEMPTS
 from .context import Event, EventKind
 from .device import Device
-from .endpoint import Endpoint, EndpointName, Target
+from .endpoint import UDP, Endpoint, EndpointName
 from .errors import CulvertError, RequestError
 from .keys import short_name
+from .names import Names
 from .outside import Doors, Outside, StreamFactory, close_datagrams
 from .records import Records
 from .reload import difference
-from .resolve import Resolution, Resolver
 from .transport import Transport, TransportFactory
 from .transport.listening import Listener
 from .tun_device import Tun
@@ -39,7 +40,6 @@ __all__ = ["Relay"]
 # are together not much more than the 512 KiB at which the devices stop by themselves.
 _FRAMES = 128
 _DATAGRAMS = 64
-_RESOLVE_RETRY_S = 10.0
 
 _log = logging.getLogger("culvert")
 
@@ -66,7 +66,7 @@ class Relay:
         self.tun = tun
         self.transport: Transport | None = None
         self.fwmark = 0
-        self.resolver: Resolver | None = None
+        self.names = Names(device)
         self.instance = ""
         "What whoever started the process calls it."
         self.no_handover_before_s = float("-inf")
@@ -77,9 +77,7 @@ class Relay:
         self._on_transport = on_transport
         self._fixed_port = 0
         self._off: frozenset[str] = frozenset()
-        self._names: dict[bytes, EndpointName] = {}
         self._configured_endpoints: dict[bytes, tuple[Endpoint | EndpointName, ...]] = {}
-        self._resolve_at: dict[bytes, float] = {}
         self._captures = Captures(device.owner, layer2=device.layer2)
         device.mtu_bytes = tun.mtu_bytes
         device.coalesce = tun.coalesce
@@ -109,9 +107,8 @@ class Relay:
             self.device.batch_name, self.offloads, rejections, captures, now, group, limits, bonds, switch
         )
         hands_over = HANDOVER_FORMAT if now >= self.no_handover_before_s else 0
-        return (
-            text + stream_lines(self.outside.streams) + format_process(__version__, self.instance, hands_over)
-        )
+        text += way_lines(self.device, now) + stream_lines(self.outside.streams)
+        return text + format_process(__version__, self.instance, hands_over)
 
     def capture(self, request: CaptureRequest, on_change: Callable[[], None], who: str) -> Capture:
         """Begin a capture of inner packets, see :meth:`culvert.capture.Captures.start`.
@@ -160,7 +157,7 @@ class Relay:
         before = self.records.before(update)
         apply_peers(self.device, update, now)
         self.records.after(before)
-        self._note_names(update, now)
+        self.names.note(update, now)
         self._set_targets()
         self.pump()
 
@@ -195,25 +192,9 @@ class Relay:
         if self.outside.need_streams(mark) and self.transport is not None:
             self._use(self.outside.joined(self.transport))
 
-    def _note_names(self, update: DeviceUpdate, now: float) -> None:
-        for change in update.peers:
-            if change.endpoints is not None or change.remove:
-                self._names.pop(change.public_key, None)
-            first = change.endpoints[0] if change.endpoints else None
-            if isinstance(first, EndpointName) and self.device.peer(change.public_key) is not None:
-                self._names[change.public_key] = first
-                self._resolve_at[change.public_key] = now
-        for public_key in [key for key in self._names if self.device.peer(key) is None]:
-            del self._names[public_key]
-
     def _set_targets(self) -> None:
         """Tell the transport what it may dial."""
-        targets: dict[Endpoint, Target] = {}
-        for peer in self.device.peers():
-            found = [endpoint for endpoint in peer.endpoints if isinstance(endpoint, Endpoint)]
-            if peer.public_key in self._names and peer.endpoint is not None:
-                found.append(peer.endpoint)
-            targets |= {endpoint: peer.target for endpoint in found if endpoint.is_stream}
+        targets = self.names.targets()
         if targets:
             self._need_streams(self.fwmark)
         if self.transport is not None:
@@ -274,6 +255,13 @@ class Relay:
         if received:
             self.device.receive_datagrams(received, self._clock())
             self.pump()
+        else:
+            self._note_lost(self.transport)
+
+    def _note_lost(self, transport: Transport) -> None:
+        """Tell the engine of connections that ended."""
+        for endpoint, retry_at_s in transport.lost():
+            self.device.lost(endpoint, retry_at_s, self._clock())
 
     def on_link_changed(self) -> None:
         """The kernel's idea of the device changed: look again."""
@@ -296,12 +284,14 @@ class Relay:
             # It may have found out that it takes less than it promised.
             self.device.coalesce = self.tun.coalesce
         if self.transport is not None:
+            self._note_lost(self.transport)
             for endpoint, before in self.device.arrivals():
                 self.transport.trust(endpoint, before)
         runs = self.device.datagrams_to_send()
         if runs and self.transport is not None:
             for endpoint, code in self.transport.send(runs):
                 self.device.send_failed(endpoint, code, self._clock())
+            self._note_lost(self.transport)
         for event in self.device.events():
             self._on_event(event)
 
@@ -311,9 +301,9 @@ class Relay:
         """When to call :meth:`handle_timer`."""
         moment = self.device.get_timer()
         outside = None if self.transport is None else self.transport.get_timer()
-        if outside is None and not self._resolve_at and not self._captures.active:
+        if outside is None and not self.names.resolve_at and not self._captures.active:
             return moment
-        others = (moment, outside, min(self._resolve_at.values(), default=None), self._captures.timer())
+        others = (moment, outside, self.names.get_timer(), self._captures.timer())
         return min((other for other in others if other is not None), default=None)
 
     def handle_timer(self) -> None:
@@ -323,25 +313,21 @@ class Relay:
             self.transport.handle_timer(now)
         if self._captures.active:
             self._captures.expire(now)
-        for public_key in [key for key, moment in self._resolve_at.items() if moment <= now]:
-            del self._resolve_at[public_key]
-            name = self._names.get(public_key)
-            if name is not None and self.resolver is not None:
-                self.resolver.request(public_key, name)
+        self.names.handle_timer(now)
         self.pump()
 
     # --- What happens ---------------------------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
-        self.records.note(event, self._clock())
+        now = self._clock()
+        self.records.note(event, now)
+        self.names.on_event(event, now)
         if event.kind is EventKind.HANDSHAKE_RETRIED:
             self._on_silence(event)
 
     def _on_silence(self, event: Event) -> None:
-        """A peer does not answer: its address may have changed, or a NAT on the way forgot us."""
+        """A peer does not answer: a NAT on the way may have forgotten us."""
         now = self._clock()
-        if event.public_key in self._names and event.attempts % RESOLVE_AFTER_ATTEMPTS == 0:
-            self._resolve_at.setdefault(event.public_key, now)
         if event.attempts % SILENT_AFTER_ATTEMPTS == 0 and self._may_change_port(event.public_key, now):
             try:
                 self.rebind(0)
@@ -354,7 +340,8 @@ class Relay:
 
     def _may_change_port(self, public_key: bytes, now: float) -> bool:
         """Only where nobody chose the port, and no other peer would be cut off by the change."""
-        if self._fixed_port or self.transport is None:
+        peer = self.device.peer(public_key)
+        if self._fixed_port or self.transport is None or peer is None or not peer.is_at(UDP):
             return False
         return all(
             peer.public_key == public_key or now - peer.last_heard_s > REJECT_AFTER_TIME_S
@@ -363,32 +350,9 @@ class Relay:
 
     def on_resolved(self) -> None:
         """The resolver has results."""
-        if self.resolver is None:
-            return
-        now = self._clock()
-        for result in self.resolver.results():
-            self._resolved(result, now)
+        self.names.take(self._clock())
+        self._set_targets()
         self.pump()
-
-    def _resolved(self, result: Resolution, now: float) -> None:
-        peer = self.device.peer(result.public_key)
-        if peer is None or self._names.get(result.public_key) != result.name:
-            return
-        host = result.name.host
-        if not result.endpoints:
-            _log.warning("endpoint of peer %s: cannot resolve %s", short_name(result.public_key), host)
-            if peer.endpoint is None:
-                self._resolve_at[result.public_key] = now + _RESOLVE_RETRY_S
-            return
-        endpoint = _next_endpoint(peer.endpoint, result.endpoints)
-        if peer.endpoint != endpoint:
-            _log.info("endpoint of peer %s: %s is %s", short_name(result.public_key), host, endpoint)
-            first = peer.endpoint is None
-            peer.endpoint = endpoint
-            self._set_targets()
-            if first and peer.keepalive_interval_s:
-                peer.send_keepalive(now)
-        peer.flush(now)
 
     # --- One relay after another ----------------------------------------------------------------------------
 
@@ -441,10 +405,3 @@ class Relay:
         self.device.close()
         self.outside.close(self.transport)
         self.tun.close()
-
-
-def _next_endpoint(current: Endpoint | None, found: tuple[Endpoint, ...]) -> Endpoint:
-    """The address to try: one after the other where a name has several."""
-    if current is not None and current in found:
-        return found[(found.index(current) + 1) % len(found)]
-    return found[0]

@@ -53,16 +53,16 @@ class Resolver:
         self._find = find
         self._lock = threading.Lock()
         self._waiting: deque[tuple[bytes, EndpointName]] = deque()
-        self._asked: set[bytes] = set()
+        self._asked: set[tuple[bytes, EndpointName]] = set()
         self._threads = 0
         self._results: list[Resolution] = []
 
     def request(self, public_key: bytes, name: EndpointName) -> None:
         """Look a peer's name up, unless that is under way already."""
         with self._lock:
-            if public_key in self._asked:
+            if (public_key, name) in self._asked:
                 return
-            self._asked.add(public_key)
+            self._asked.add((public_key, name))
             self._waiting.append((public_key, name))
             if self._threads >= _MAX_THREADS:
                 return
@@ -79,7 +79,7 @@ class Resolver:
                 public_key, name = self._waiting.popleft()
             endpoints = self._find(name)
             with self._lock:
-                self._asked.discard(public_key)
+                self._asked.discard((public_key, name))
                 self._results.append(Resolution(public_key, name, endpoints))
             self._wake()
 

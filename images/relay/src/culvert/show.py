@@ -12,6 +12,7 @@ from typing import Any
 
 from .about import read_about
 from .about_streams import show_streams
+from .about_ways import show_way
 from .control import DEFAULT_DIRECTORY, socket_path
 from .errors import CulvertError
 from .keys import Identity
@@ -60,6 +61,7 @@ def query(name: str, directory: str = DEFAULT_DIRECTORY) -> dict[str, Any]:
     text, about = _exchange(path)
     told = read_about(about)
     limits, bonds, ports = told.pop("limits"), told.pop("bonds"), told.pop("ports")
+    ways = told.pop("ways")
     device: dict[str, Any] = {
         "name": name,
         "public_key": None,
@@ -80,6 +82,7 @@ def query(name: str, directory: str = DEFAULT_DIRECTORY) -> dict[str, Any]:
             peer["limits"] = limits.get(peer["public_key"])
             peer |= {} if bonds is None else {"local_key": "primary", **bonds.get(peer["public_key"], {})}
             peer |= (ports or {}).get(peer["public_key"], {})
+            peer |= ways.get(peer["public_key"], {})
             device["peers"].append(peer)
         elif key in _PEER_KEYS:
             name_of, read = _PEER_KEYS[key]
@@ -110,6 +113,10 @@ def _new_peer(public_key: str) -> dict[str, Any]:
         "tx_bytes": 0,
         "persistent_keepalive_s": 0,
         "limits": None,
+        "way": None,
+        "frame_messages": False,
+        "tls_pins": [],
+        "tls_server_name": None,
         "local_key": None,
         "succeeds": None,
         "succession": None,
@@ -184,6 +191,7 @@ def render(device: dict[str, Any]) -> str:
         lines += ["", f"peer: {peer['public_key']}"]
         if peer["endpoint"]:
             lines.append(f"  endpoint: {peer['endpoint']}")
+        lines += show_way(peer.get("way"))
         if peer.get("mac_addresses") is not None:
             dropped = f", {peer['dropped_frames']} frames dropped" if peer["dropped_frames"] else ""
             lines.append(f"  mac addresses: {peer['mac_addresses']}{dropped}")

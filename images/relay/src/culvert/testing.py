@@ -7,11 +7,13 @@ For the project's own tests and for whoever builds on the engine; nothing in the
 
 from __future__ import annotations
 
+import errno
 import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import NamedTuple
 
 from .batch import Batch, Received
 from .context import Event
@@ -24,7 +26,7 @@ from .messages import DATA_HEADER, TYPE_DATA
 from .peer import Peer
 from .segment import cut
 
-__all__ = ["Flight", "Host", "Weather", "World", "udp_packet"]
+__all__ = ["Connection", "Flight", "Host", "Weather", "World", "udp_packet"]
 
 _START_S = 10_000.0
 _START_WALL_NS = 1_790_000_000 * 1_000_000_000
@@ -67,6 +69,11 @@ class Host:
         self.number = number
         outer = f"198.51.100.{number}" if number < 255 else f"2001:db8::{number:x}"
         self.endpoint = Endpoint(outer, 51820)
+        self.listens = {
+            "tcp": Endpoint(outer, 8443, scheme="tcp"),
+            "tls": Endpoint(outer, 443, scheme="tls"),
+        }
+        "Where it takes connections."
         self.inner = IPv4Address("10.86.0.0") + number
         self.inner6 = IPv6Address("fd86::") + number
         self.device = Device(world.wall_clock_ns, rng=world.rng, batch=batch, layer=world.layer)
@@ -113,6 +120,13 @@ class Host:
         return [event for event in self.events if event.kind is kind]
 
 
+class Connection(NamedTuple):
+    """A stream between two hosts."""
+
+    dialler: Host
+    dialled: Endpoint
+
+
 class World:
     """Hosts, the time, and the network between them."""
 
@@ -124,7 +138,13 @@ class World:
         self.seen: list[Flight] = []
         "Everything that was ever sent, before the weather got it."
         self.hosts: list[Host] = []
+        self.connections: dict[Endpoint, Connection] = {}
+        "Those that there are, by what the side that accepted them calls the other."
+        self.blocked: set[str] = set()
+        "What the network carries nothing of: names of schemes."
         self._batch = batch
+        self._dialled = 0
+        self._retry_s: dict[Connection, float] = {}
 
     def wall_clock_ns(self) -> int:
         return _START_WALL_NS + int((self.now - _START_S) * 1_000_000_000)
@@ -156,10 +176,40 @@ class World:
         flights = []
         for host in self.hosts:
             for run in host.device.datagrams_to_send():
-                flights += [Flight(host.endpoint, run.endpoint, data, run.tos) for data in run.datagrams]
+                sender = self._sender(host, run.endpoint)
+                if sender is not None:
+                    flights += [Flight(sender, run.endpoint, data, run.tos) for data in run.datagrams]
             self._take(host)
         self.seen += flights
         return flights
+
+    def _sender(self, host: Host, target: Endpoint) -> Endpoint | None:
+        """As whom ``host`` is known at ``target``; a connection is made if need be and if it can be."""
+        if not target.is_stream:
+            return host.endpoint
+        if target in self.connections:
+            return self.connections[target].dialled
+        made = [key for key, one in self.connections.items() if one == (host, target)]
+        if made:
+            return made[0]
+        if not any(target in other.listens.values() for other in self.hosts):
+            host.device.send_failed(target, errno.ENOTCONN, self.now)
+            return None
+        if self._retry_s.get(Connection(host, target), self.now) > self.now:
+            return None
+        self._dialled += 1
+        accepted = Endpoint(host.endpoint.host, 30000 + self._dialled, scheme=target.scheme)
+        if target.scheme not in self.blocked:
+            self.connections[accepted] = Connection(host, target)
+        return accepted
+
+    def cut(self, scheme: str, retry_s: float = 0.0) -> None:
+        """End all connections of a kind; whoever dialled is told, and when another attempt makes sense."""
+        for accepted, one in tuple(self.connections.items()):
+            if accepted.scheme == scheme:
+                del self.connections[accepted]
+                self._retry_s[one] = self.now + retry_s
+                one.dialler.device.lost(one.dialled, self.now + retry_s, self.now)
 
     def _take(self, host: Host) -> None:
         for frame in host.device.frames_to_write():
@@ -171,8 +221,12 @@ class World:
     def deliver(self, flights: list[Flight]) -> None:
         """Hand datagrams to whoever is at their target, in order."""
         for flight in flights:
+            if flight.target.scheme in self.blocked:
+                continue
+            connection = self.connections.get(flight.target)
             for host in self.hosts:
-                if host.endpoint == flight.target:
+                dialled = connection is not None and connection.dialler is host
+                if dialled or flight.target in (host.endpoint, *host.listens.values()):
                     received = Received(flight.data, flight.sender, flight.tos & 3)
                     host.device.receive_datagrams([received], self.now)
                     self._take(host)

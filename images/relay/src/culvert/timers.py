@@ -42,6 +42,8 @@ class Timer(IntEnum):
     "The group has something to look at."
     LIMITS = 6
     "A peer's time may be up, or a quota new (:mod:`culvert.limiter`); and what is due to be recorded."
+    WAYS = 7
+    "There is something to do about the ways to a peer (:mod:`culvert.ways`)."
 
 
 def _ignore(timer: Timer, now: float) -> None:

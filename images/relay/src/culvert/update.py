@@ -172,7 +172,7 @@ def _apply_peer(device: Device, change: PeerUpdate, now: float) -> None:
         device.succession.bind(peer, alternate=change.place is Place.ALTERNATE)
     if change.preshared_key is not None:
         peer.preshared_key = change.preshared_key
-    _apply_endpoints(peer, change)
+    _apply_endpoints(peer, change, now)
     if change.replace_allowed_ips:
         device.disallow(peer)
     for network in change.disallowed_ips:
@@ -189,7 +189,7 @@ def _apply_peer(device: Device, change: PeerUpdate, now: float) -> None:
     peer.flush(now)
 
 
-def _apply_endpoints(peer: Peer, change: PeerUpdate) -> None:
+def _apply_endpoints(peer: Peer, change: PeerUpdate, now: float) -> None:
     if change.frame_messages is not None and change.frame_messages != peer.frame_messages:
         peer.frame_messages = change.frame_messages
     pins, server_name = peer.target
@@ -199,14 +199,8 @@ def _apply_endpoints(peer: Peer, change: PeerUpdate) -> None:
     )
     if target != peer.target:
         peer.target = target
-    if change.endpoints is None:
-        return
-    plain = len(change.endpoints) <= 1 and not any(endpoint.is_stream for endpoint in change.endpoints)
-    several = () if plain else change.endpoints
-    if several != peer.endpoints:
-        peer.endpoints = several
-    if change.endpoints and isinstance(change.endpoints[0], Endpoint):
-        peer.endpoint = change.endpoints[0]
+    if change.endpoints is not None:
+        peer.place(change.endpoints, now)
 
 
 def _allow_all(device: Device, networks: Iterable[Network], public_key: bytes) -> None:
