@@ -185,7 +185,7 @@ class World:
 
     def _sender(self, host: Host, target: Endpoint) -> Endpoint | None:
         """As whom ``host`` is known at ``target``; a connection is made if need be and if it can be."""
-        if not target.is_stream:
+        if not target.is_stream or any(target == other.endpoint for other in self.hosts):
             return host.endpoint
         if target in self.connections:
             return self.connections[target].dialled
