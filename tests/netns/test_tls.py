@@ -24,6 +24,7 @@ import pytest
 
 from tests.netns.endpoints import Culvert
 from tests.netns.forge_peer import forged_initiation
+from tests.netns.handover import Pings, take_over
 from tests.netns.lab import Host, Lab, await_output, eventually
 from tests.netns.topology import OUTER, Tunnel, direct_hosts, make_tunnel
 from tests.netns.transfer import MEGABYTE, transfer
@@ -300,6 +301,17 @@ def test_a_new_certificate_by_reload(tls: Tls) -> None:
     assert tls.ping() == 3
     for secret in (key, (other / "key.pem").read_bytes()):
         assert not any(line in process.output() for line in secret.decode().split()[3:-3])
+
+
+def test_a_successor_has_port_and_certificate(tls: Tls) -> None:
+    tls.start()
+    pings = Pings.start(tls.client, Tunnel.server_addresses[4], 0.02)
+    before = take_over(tls.relay)
+    pings.await_more(50)
+    assert before.stop() == 0
+    assert shown_pin(tls) == tls.pin
+    assert tls.curl("-k", f"https://{SERVER}/")[1].startswith("HTTP/1.1 200 OK")
+    assert tls.ping() == 3
 
 
 def readable(folder: Path) -> None:
