@@ -305,6 +305,21 @@ def test_low_ports_are_kept_where_one_is_needed(configured: Path, port: int, kep
 
 
 @needs_root
+def test_a_low_port_that_comes_by_reload_is_refused_in_words(configured: Path) -> None:
+    os.chown(configured / "key", 51820, 51820)
+    path = configured / "wg.conf"
+    command = Command(configured, "--config", str(path), "--user", "51820")
+    command.wait_for("ready")
+    path.write_text(path.read_text() + "ListenTCP = 443\n")
+    command.process.send_signal(signal.SIGHUP)
+    command.wait_for(
+        "reload refused, nothing changed: ListenTCP = 443: Permission denied: "
+        "it takes NET_BIND_SERVICE, and a restart"
+    )
+    assert command.stop() == 0
+
+
+@needs_root
 def test_reload_is_whole_or_nothing(configured: Path) -> None:
     path = configured / "wg.conf"
     command = Command(configured, "--config", str(path))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -37,7 +38,9 @@ class Doors(AbstractContextManager["Doors"]):
                 self._opened = streams.prepare(self._ports, config.fwmark)
             except ListenError as error:
                 option = f"{_OPTIONS.get(error.scheme, error.scheme)} = {error.port}"
-                raise CulvertError(f"{option}: {error.strerror}") from None
+                # What the process may do is decided once, by the ports in the file that it starts with.
+                hint = ": it takes NET_BIND_SERVICE, and a restart" if error.errno == errno.EACCES else ""
+                raise CulvertError(f"{option}: {error.strerror}{hint}") from None
 
     def listen(self) -> None:
         """Listen there, and nowhere else."""
