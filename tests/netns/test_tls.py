@@ -31,7 +31,6 @@ from tests.netns.transfer import MEGABYTE, transfer
 
 PORT = 443
 RELAY_UID = 51820
-STRANGERS_OF_SOURCE = 64  # docs/protocol.md
 CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12
 SERVER = OUTER[4][0]
 VISITOR = str(Path(__file__).with_name("tls_visitor.py"))
@@ -211,48 +210,6 @@ def test_visitors_do_not_disturb_peers(tls: Tls) -> None:
     assert visits.wait(20) == 0
     assert visits.output() == ""
     assert tls.ping() == 3
-
-
-def memory_bytes(tls: Tls) -> int:
-    """Of the server's relay, resident."""
-    process = tls.relay.process
-    assert process is not None
-    return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def test_a_thousand_bad_visitors_at_once(tls: Tls) -> None:
-    """From a peer's address, too: few are let stay, memory is bounded, the peer does not notice."""
-    tls.start()
-    assert tls.ping() == 3
-    before = memory_bytes(tls)
-    kinds = {
-        "silent": 220,
-        "garbage": 220,
-        "half": 220,
-        "slow": 220,
-        "idle": 40,
-        "frame": 40,
-        "oversized": 40,
-    }
-    command = [sys.executable, VISITOR, "flood", SERVER, str(PORT)]
-    floods = [tls.client.converse([*command, str(count), kind]) for kind, count in kinds.items()]
-    try:
-        assert tls.ping(60, interval_s=0.02) == 60
-        for flood in floods:
-            assert flood.stdout is not None
-            assert flood.stdout.readline() == "open\n"
-        assert tls.ping(20, interval_s=0.02) == 20
-        transfer(tls.client, tls.server, Tunnel.server_addresses[4], MEGABYTE)
-        grown = memory_bytes(tls) - before
-        held = sum(json.loads(flood.communicate("", timeout=20)[0])["open"] for flood in floods)
-    finally:
-        for flood in floods:
-            flood.kill()
-            flood.communicate()
-    assert 0 < held <= STRANGERS_OF_SOURCE
-    assert grown < 32 * MEGABYTE
-    # And there is room for others at once.
-    assert tls.curl("-k", f"https://{SERVER}/")[1].startswith("HTTP/1.1 200 OK")
 
 
 # --- The process

@@ -4,19 +4,14 @@
 
     tls_visitor.py ask ADDRESS PORT SECONDS HEX...    a connection for each of these: TLS, these bytes, and
                                                       then nothing more; "-" in front of one: before TLS
-    tls_visitor.py flood ADDRESS PORT COUNT KIND      so many connections at once, of one of KINDS, until
-                                                      standard input ends
     tls_visitor.py serve PORT CERTIFICATE KEY SECONDS  a web server that is not the one that was meant
 
-They print JSON: what was answered and whether the other end hung up; "open" once all connections are made, and
-at the end how many still are; what the server was told, if anything.
+Both print JSON: what was answered and whether the other end hung up; what the server was told, if anything.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import select
 import socket
 import ssl
 import sys
@@ -62,60 +57,6 @@ def ask(address: str, port: int, seconds: float, words: list[str]) -> list[dict[
     return answers
 
 
-# A ClientHello that never ends: record and message say that there is more.
-_HALF = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100)
-KINDS = {
-    "silent": b"",
-    "garbage": bytes(range(256)) * 4,
-    "half": _HALF,
-    "slow": _HALF[:1],
-    "idle": b"",
-    "frame": b"\0\x94\x01\0\0\0" + bytes(20),
-    "oversized": b"\xff\xff\x04\0\0\0" + bytes(4000),
-}
-_AFTER_TLS = ("idle", "frame", "oversized")
-
-
-def _connected(address: str, port: int, kind: str, context: ssl.SSLContext) -> socket.socket | None:
-    """A connection that has said its first words; None where it was hung up on before."""
-    try:
-        sock = socket.create_connection((address, port), timeout=5)
-        if kind in _AFTER_TLS:
-            sock = context.wrap_socket(sock)
-        sock.sendall(KINDS[kind])
-    except OSError:
-        return None
-    return sock
-
-
-def _is_open(sock: socket.socket) -> bool:
-    sock.settimeout(0.01)
-    try:
-        while sock.recv(65536):
-            pass
-    except TimeoutError:
-        return True
-    except OSError:
-        pass
-    return False
-
-
-def flood(address: str, port: int, count: int, kind: str) -> dict[str, int]:
-    """Hold on to as many as the other end lets us."""
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    made = [_connected(address, port, kind, context) for _ in range(count)]
-    print("open", flush=True)
-    trickle = iter(_HALF[1:])
-    while not select.select([sys.stdin], [], [], 0.1)[0]:
-        word = bytes([next(trickle, 0)])
-        for sock in made if kind == "slow" else ():
-            if sock is not None:
-                with contextlib.suppress(OSError):
-                    sock.sendall(word)
-    return {"open": sum(1 for sock in made if sock is not None and _is_open(sock))}
-
-
 def serve(port: int, certificate: str, key: str, seconds: float) -> list[dict[str, Any]]:
     """Take whoever comes within this time."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -144,8 +85,6 @@ def main() -> None:
     what, *words = sys.argv[1:]
     if what == "ask":
         print(json.dumps(ask(words[0], int(words[1]), float(words[2]), words[3:])))
-    elif what == "flood":
-        print(json.dumps(flood(words[0], int(words[1]), int(words[2]), words[3])), flush=True)
     else:
         print(json.dumps(serve(int(words[0]), words[1], words[2], float(words[3]))), flush=True)
 
