@@ -248,6 +248,7 @@ def test_a_pin_stays_as_long_as_it_is_needed(relay: Relay) -> None:
     assert list(relay.device.peers()) == []
     assert code(relay, *tls, f"tls_pin={PIN}") == 0
     assert code(relay, f"public_key={ONE}", "tls_pin=") == -errno.EINVAL
+    assert code(relay, "replace_peers=true", *tls) == -errno.EINVAL
     assert code(relay, f"public_key={ONE}", "tls_pin=", "endpoints=") == 0
 
 

@@ -9,7 +9,7 @@ from itertools import groupby
 
 from .batch import Buffer, Chunk
 from .context import Context
-from .frame import VNET_HEADER_BYTES
+from .frame import GSO_NONE, VNET_HEADER_BYTES
 from .frame_messages import LONGEST_FRAME_BYTES
 from .keypair import Keypair
 
@@ -21,15 +21,20 @@ def is_keepalive(frames: Sequence[Buffer]) -> bool:
     return len(frames) == 1 and len(frames[0]) <= VNET_HEADER_BYTES
 
 
+def _has_superpacket(frames: Sequence[Buffer]) -> bool:
+    return any(len(frame) > VNET_HEADER_BYTES and frame[1] != GSO_NONE for frame in frames)
+
+
 def seal(
     context: Context, keypair: Keypair, frames: Sequence[Buffer], segments: int | None, whole: bool
 ) -> list[Chunk] | None:
     """Everything that is sealed with a session key; None where that has not so many counters left.
 
     :param segments: the data messages that the frames make, where that is known.
-    :param whole: make frame messages, but for keepalives and what is too long.
+    :param whole: frame messages may be made: of superpackets, but for what is too long. Plain packets go as
+        data messages, which the far end can join. (Ethernet frames have nothing else to go in.)
     """
-    if whole and not is_keepalive(frames):
+    if whole and (_has_superpacket(frames) if context.layer2 is None else not is_keepalive(frames)):
         if max(map(len, frames)) <= LONGEST_FRAME_BYTES:
             counter = keypair.take_counters(len(frames))
             if counter is None:

@@ -96,7 +96,7 @@ def check_peers(device: Device, update: DeviceUpdate) -> None:
     before = () if update.replace_peers else device.peers()
     keys = {peer.public_key for peer in before}
     for change in update.peers:
-        _check_pins(device, change)
+        _check_pins(None if update.replace_peers else device.peer(change.public_key), change)
         _check_layer(device, change)
         if change.remove:
             keys.discard(change.public_key)
@@ -106,9 +106,8 @@ def check_peers(device: Device, update: DeviceUpdate) -> None:
             raise RequestError(errno.ENOMEM, f"a device has at most {MAX_PEERS} peers")
 
 
-def _check_pins(device: Device, change: PeerUpdate) -> None:
+def _check_pins(peer: Peer | None, change: PeerUpdate) -> None:
     """Whoever is dialled with TLS has to be known by a pin. :raises RequestError: EINVAL"""
-    peer = device.peer(change.public_key)
     endpoints = change.endpoints if change.endpoints is not None or peer is None else peer.endpoints
     pins = change.tls_pins if change.tls_pins is not None or peer is None else peer.target.pins
     if endpoints and not pins and any(endpoint.scheme == "tls" for endpoint in endpoints):
