@@ -274,6 +274,19 @@ def test_the_layer_is_for_good(pair: tuple[Site, Site]) -> None:
     assert one.reaches(two)
 
 
+def test_it_works_over_a_stream(lab: Lab) -> None:
+    """UDP is dropped; full frames cross a connection, and none of them is in pieces."""
+    one, two = make_sites(lab, 2)
+    for site in (one, two):
+        site.gateway.iptables("-A INPUT -p udp -i eth0 -j DROP")
+    connect(one, [two], hub_options=["ListenTCP = 8443"], endpoint="tcp://{}:8443")
+    with Capture(two.host, "eth0") as seen, Capture(two.gateway, "eth0", "ip[6:2] & 0x3fff != 0") as pieces:
+        for site, other in ((one, two), (two, one)):
+            assert site.reaches(other, size_bytes=1472, options=["-M", "do"])
+    assert any(is_arp_request(packet, one.mac) for packet in seen.packets)
+    assert not pieces.packets
+
+
 def test_a_device_of_the_other_kind_is_refused(lab: Lab) -> None:
     (site,) = make_sites(lab, 1)
     site.gateway.ip("tuntap", "add", "dev", "cvt0", "mode", "tun")
