@@ -122,6 +122,30 @@ def test_a_mesh_has_no_loop() -> None:
     assert len(world.seen) <= 6
 
 
+def test_a_full_mesh_of_isolated_peers_sends_nothing_twice() -> None:
+    world, hosts = meshed(4)
+    for host in hosts:
+        configure(world, host, client_isolation=True)
+    for sender in hosts:
+        send(world, sender, question := frame(sender.number, BROADCAST))
+        assert take(*hosts) == [[question] * (host is not sender) for host in hosts]
+    assert len(world.seen) == 4 * 3
+    world.seen.clear()
+    send(world, hosts[0], found := frame(1, 3))
+    assert take(*hosts) == [[], [], [found], []]
+    assert len(world.seen) == 1
+
+
+@pytest.mark.parametrize(("mtu_bytes", "tag", "payload"), [(1414, 0, 1472), (1410, 4, 1472), (1382, 0, 1452)])
+def test_what_fits_one_datagram(mtu_bytes: int, tag: int, payload: int) -> None:
+    """The table in docs/layer2.md: 1500 less the headers of UDP and of IPv4, or of IPv6."""
+    world, _, (one,) = star(1)
+    for more, fits in ((0, True), (1, False)):
+        world.seen.clear()
+        send(world, one, frame(1, BROADCAST, vlan=9 if tag else 0).ljust(14 + tag + mtu_bytes + more, b"\0"))
+        assert [len(flight.data) <= payload for flight in world.seen] == [fits]
+
+
 def test_vlan_tags_stay_and_make_addresses_their_own() -> None:
     world, hub, (one, two, three) = star(3)
     send(world, one, tagged := frame(1, BROADCAST, vlan=7))
