@@ -27,6 +27,7 @@ PING_INTERVAL_S = 0.02
 SETTLE_S = 0.4  # a TCP stream has found its rate
 WARM_UP_BYTES = "20M"
 _ATTEMPTS = 5
+_STILL_BUSY = "busy running a test|Connection reset by peer"
 
 Values = dict[str, float]
 
@@ -105,7 +106,7 @@ def _iperf(contender: Contender, words: list[str], seconds: float, watch: Watch 
     for _attempt in range(_ATTEMPTS):
         report = _iperf_once(contender, words, seconds, watch)
         # Its server is through with a client a little later than the client itself.
-        if "busy running a test" not in str(report.get("error")):
+        if not re.search(_STILL_BUSY, str(report.get("error"))):
             break
         time.sleep(SETTLE_S)
     if "error" in report:

@@ -7,8 +7,8 @@ over TCP and the plainest TCP listener.
 
 In every round each contender is started anew in a network of its own (bench/topology.py) and carries one TCP
 stream up and one down, for a bounded time each. With --loss packets are lost between client and server, each
-way, by chance; the cable then carries single packets, so that a loss is one packet's. There is no delay on
-the cable: what a loss costs over a long way is more.
+way, by chance; the cable then carries single packets, so that a loss is one packet's. With --delay the way is
+a long one, for each packet: what a loss costs is told by both together.
 
 Needs root, and a quiet machine for numbers worth keeping.
 """
@@ -45,6 +45,7 @@ CONTENDERS: dict[str, type[Contender]] = {
 OTHERS = ("openvpn-tcp", "listener")
 DIRECTIONS = {"tcp1-up": "up", "tcp1-down": "down"}
 PROGRAMS = "iperf3 ip nsenter setpriv sysctl ping ethtool iptables wg openvpn openssl"
+CONGESTION = "net.ipv4.tcp_congestion_control"
 # What the transports have to reach: so many times either of the others, at no more CPU per GB than our UDP.
 WANTED_TIMES = 10.0
 
@@ -56,6 +57,11 @@ def lose(hosts: Hosts, percent: float) -> None:
         host.iptables(f"-t raw -A PREROUTING -i eth0 {chance} -j DROP")
 
 
+def is_bad_line(options: argparse.Namespace) -> bool:
+    """Whether packets are lost or late: then several streams at once tell more."""
+    return bool(options.loss or options.delay)
+
+
 def one_round(
     name: str, directory: Path, options: argparse.Namespace
 ) -> Generator[measure.Values, None, None]:
@@ -63,7 +69,10 @@ def one_round(
     yield {"machine.busy_share": measure.busy_share()}
     lab = Lab(directory)
     try:
-        hosts = make_hosts(lab, plain_wire=options.plain_wire or options.loss > 0)
+        hosts = make_hosts(lab, plain_wire=options.plain_wire or options.loss > 0, delay_ms=options.delay)
+        if options.congestion:
+            for host in lab.hosts:
+                host.sysctl(CONGESTION, options.congestion)
         contender = CONTENDERS[name](hosts, Options())
         yield {"start.s": contender.first_reply_s()}
         measure.serve(contender)
@@ -71,8 +80,9 @@ def one_round(
         yield measure.idle(contender)
         if options.loss:
             lose(hosts, options.loss)
-        for down in (False, True):
-            yield measure.tcp(contender, 1, down, options.seconds)
+        for streams in (1, 4) if is_bad_line(options) else (1,):
+            for down in (False, True):
+                yield measure.tcp(contender, streams, down, options.seconds)
     finally:
         with undisturbed():
             lab.close()
@@ -119,6 +129,24 @@ def throughput_table(results: Results) -> str:
         rows.append(cells)
     headings = [f"Gbit/s {text}" for text in DIRECTIONS.values()]
     headings += [f"CPU-s/GB {text}, client / server" for text in DIRECTIONS.values()]
+    return table(["", *headings], rows)
+
+
+def bad_line_table(results: Results) -> str:
+    """Of a line that loses or delays: Mbit/s of one and of four streams, and round trips meanwhile."""
+    columns = {
+        f"tcp{streams}-{way}": f"{streams} {TIMES} {way}" for streams in (1, 4) for way in ("up", "down")
+    }
+    rows = []
+    for name in results.names:
+        speeds = [results.median(name, f"{key}.gbit_s") for key in columns]
+        cells = [number(1000 * speed if speed is not None else None) for speed in speeds]
+        for way in ("up", "down"):
+            trips = (results.median(name, f"tcp4-{way}.{unit}") for unit in ("rtt_ms", "rtt_95_ms"))
+            cells.append(" / ".join(number(trip) for trip in trips))
+        rows.append([results.titles[name], *cells])
+    headings = [f"Mbit/s, {text}" for text in columns.values()]
+    headings += [f"round trip, 4 {TIMES} {way}, ms: median / 95 %" for way in ("up", "down")]
     return table(["", *headings], rows)
 
 
@@ -169,18 +197,26 @@ def verdicts(results: Results) -> list[str]:
     return lines
 
 
+def congestion_control() -> str:
+    """What this machine uses unless it is told otherwise."""
+    return Path("/proc/sys", *CONGESTION.split(".")).read_text().strip()
+
+
 def notes(results: Results, options: argparse.Namespace) -> list[str]:
     """On what, how, and how undisturbed it was measured."""
     packages = sorted({CONTENDERS[name].package for name in options.only} - {""})
     shares = [share for name in results.names for share in results.values[name]["machine.busy_share"]]
     busy = f"{statistics.median(shares):.0%} (at most {max(shares):.0%})" if shares else "not measured"
     wire = "veth with all its offloads"
-    if options.loss or options.plain_wire:
+    if is_bad_line(options) or options.plain_wire:
         wire = "without segmentation offload on the wire"
-    lost = f", {options.loss:g} % of the packets lost each way, no delay" if options.loss else ""
+    lost = f", {options.loss:g} % of the packets lost each way" if options.loss else ""
+    lost += f", {options.delay:g} ms on the way, each way" if options.delay else ""
+    more = ", then four" if is_bad_line(options) else ""
     return [
         f"Machine: {describe([*packages, 'iperf3'])}.",
-        f"Client to server: {wire}{lost}. One TCP stream, {options.seconds} s each way.",
+        f"Client to server: {wire}{lost}. One TCP stream{more}, {options.seconds} s each way.",
+        f"Congestion control of all TCP: {options.congestion or congestion_control()}.",
         f"Medians of {options.rounds} rounds, ± half of the range.",
         f"All of it shares {os.cpu_count()} cores. How busy others kept them before each round: {busy}.",
     ]
@@ -189,11 +225,16 @@ def notes(results: Results, options: argparse.Namespace) -> list[str]:
 def report(results: Results, options: argparse.Namespace) -> str:
     """The whole report as Markdown."""
     heading = "Streams, side by side" + (f", {options.loss:g} % loss" if options.loss else "")
-    parts = [f"# {heading}\n", *(f"{note}\n" for note in notes(results, options)), throughput_table(results)]
+    heading += f", {options.delay:g} ms" if options.delay else ""
+    parts = [f"# {heading}\n", *(f"{note}\n" for note in notes(results, options))]
+    if is_bad_line(options):
+        parts.append(bad_line_table(results))
+        return "\n".join(parts)
+    parts.append(throughput_table(results))
     references = [name for name in ("udp", *OTHERS) if name in results.names]
     if len(results.names) > 1 and references:
         parts += ["## Ratios\n", ratio_table(results, references)]
-    if not options.loss and (lines := verdicts(results)):
+    if lines := verdicts(results):
         parts += ["## What was wanted\n", "".join(f"* {line}\n" for line in lines)]
     return "\n".join(parts)
 
@@ -202,7 +243,9 @@ def write(results: Results, failures: list[str], options: argparse.Namespace) ->
     """Write the report's files; returns its text."""
     text = report(results, options)
     options.output.mkdir(parents=True, exist_ok=True)
-    stem = f"streams-loss-{options.loss:g}" if options.loss else "streams"
+    stem = "streams" + (f"-loss-{options.loss:g}" if options.loss else "")
+    stem += f"-delay-{options.delay:g}" if options.delay else ""
+    stem += f"-{options.congestion}" if options.congestion else ""
     (options.output / f"{stem}.md").write_text(text)
     raw = {"notes": notes(results, options), "options": vars(options), "values": results.values}
     (options.output / f"{stem}.json").write_text(
@@ -219,11 +262,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=3, metavar="N", help="default %(default)s, at most 20")
     add("--seconds", type=int, default=3, metavar="S", help="each way; default %(default)s, at most 30")
     add("--loss", type=float, default=0.0, metavar="PERCENT", help="lost on the way, each way; at most 20")
+    add("--delay", type=float, default=0.0, metavar="MS", help="of each packet, each way; at most 200")
+    congestion = "of all TCP, in the tunnel and below it; one of net.ipv4.tcp_allowed_congestion_control"
+    add("--congestion", choices=("cubic", "bbr", "reno"), default="", help=congestion)
     add("--plain-wire", action="store_true", help="no segmentation offload between client and server")
     add("--output", type=Path, default=REPOSITORY / ".cache" / "bench", metavar="DIRECTORY")
     options = parser.parse_args(arguments)
     if not (1 <= options.rounds <= 20 and 1 <= options.seconds <= 30 and 0 <= options.loss <= 20):
         parser.error("--rounds, --seconds or --loss is out of bounds")
+    if not 0 <= options.delay <= 200:
+        parser.error("--delay is out of bounds")
     options.only = options.only or list(CONTENDERS)
     return options
 

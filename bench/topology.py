@@ -12,10 +12,12 @@ to the client's network, of which the tunnel's is the upper half.
 from __future__ import annotations
 
 import abc
+import sys
 import time
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tests.netns.endpoints import REPOSITORY
 from tests.netns.lab import Host, Lab, LabError, Process, await_output
 
 SERVER, CLIENT, CLIENTS_NETWORK = "198.51.100.1", "198.51.100.2", "198.51.100.0/24"
@@ -36,18 +38,25 @@ class Hosts:
     internet: Host
 
 
-def make_hosts(lab: Lab, *, plain_wire: bool = False) -> Hosts:
-    """Build the network. ``plain_wire``: no segmentation offload on the cable between client and server."""
+def make_hosts(lab: Lab, *, plain_wire: bool = False, delay_ms: float = 0.0) -> Hosts:
+    """Build the network.
+
+    :param plain_wire: no segmentation offload on the cable between client and server.
+    :param delay_ms: how long a packet is on its way between them; only on a plain wire.
+    """
     hosts = Hosts(*(lab.host(label) for label in ("client", "server", "internet")))
-    lab.link(
-        hosts.client,
-        "eth0",
-        [f"{CLIENT}/25"],
-        hosts.server,
-        "eth0",
-        [f"{SERVER}/25"],
-        offloads=not plain_wire,
-    )
+    client, server = (hosts.client, "eth0", [f"{CLIENT}/25"]), (hosts.server, "eth0", [f"{SERVER}/25"])
+    if delay_ms:
+        line = lab.host("line")
+        lab.link(*client, line, "near", [], offloads=False)
+        lab.link(line, "far", [], *server, offloads=False)
+        for host in (hosts.client, hosts.server):
+            # A checksum that is left to the device would stay unfinished.
+            host.run(["ethtool", "-K", "eth0", "tx", "off"])
+        argv = [sys.executable, "-m", "bench.long_path", "near", "far", f"{delay_ms:g}"]
+        await_ready(line.spawn(argv, "long-path", {"PYTHONPATH": str(REPOSITORY)}), "ready")
+    else:
+        lab.link(*client, *server, offloads=not plain_wire)
     lab.link(hosts.server, "eth1", [f"{OUTSIDE}/24"], hosts.internet, "eth0", [f"{INTERNET}/24"])
     hosts.server.forward()
     hosts.internet.ip("route", "add", CLIENTS_NETWORK, "via", OUTSIDE)

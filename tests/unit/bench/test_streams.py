@@ -7,10 +7,11 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 
 import pytest
 
-from bench import packet_listener, streams
+from bench import long_path, packet_listener, streams
 from bench.report import NOTHING, TIMES, Results
 
 
@@ -71,6 +72,15 @@ def test_report(results: Results) -> None:
     assert "wanted" not in lossy
 
 
+def test_report_of_a_bad_line(results: Results) -> None:
+    trips = {f"tcp4-{way}.{unit}": 21.5 for way in ("up", "down") for unit in ("rtt_ms", "rtt_95_ms")}
+    results.add("tcp", {"tcp4-up.gbit_s": 0.0123, "tcp4-down.gbit_s": 0.5, **trips})
+    text = streams.report(results, streams.parse(["--loss", "1", "--delay", "10", "--congestion", "reno"]))
+    assert "| culvert over TCP | 5,500 | 5,500 | 12.3 | 500 | 21.5 / 21.5 | 21.5 / 21.5 |" in text
+    assert "10 ms on the way" in text
+    assert "Congestion control of all TCP: reno." in text
+
+
 @pytest.mark.parametrize(
     "words", [["--loss", "21"], ["--loss", "-1"], ["--rounds", "0"], ["--seconds", "31"]]
 )
@@ -95,5 +105,27 @@ def test_the_plain_listener_keeps_packets_apart() -> None:
     far.sendall(stream)
     assert [kernel.recv(65536) for _ in packets] == packets
     far.close()
+    running.join(10)
+    assert not running.is_alive()
+
+
+def test_a_long_path_keeps_frames_and_their_order() -> None:
+    """What comes to one end leaves by the other, whole, in order and not at once."""
+    sides = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+    (near, left), (far, right) = sides
+    for end in (left, right):
+        end.setblocking(False)
+    running = threading.Thread(target=long_path.carry, args=(left, right, 0.05))
+    running.start()
+    frames = [os.urandom(1514) for _ in range(20)]
+    began_s = time.monotonic()
+    for frame in frames:
+        near.send(frame)
+    assert far.recv(4096) == frames[0]
+    assert time.monotonic() - began_s >= 0.05
+    assert [far.recv(4096) for _ in frames[1:]] == frames[1:]
+    far.send(b"back")
+    assert near.recv(4096) == b"back"
+    near.close()
     running.join(10)
     assert not running.is_alive()
