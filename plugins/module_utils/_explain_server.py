@@ -82,7 +82,9 @@ def _inbound(facts: Facts, peer: Peer | None) -> Iterator[Stage]:
         are = "are" if len(let_in) > 1 else "is"
         yield Stage("inbound port", True, f"{' and '.join(let_in)} {are} let in{dropped}")
         return
-    name, port, passage = next(one for one in passages if one[2].accepted is None)
+    # Not all of them are shut, and none is open.
+    doubtful = [one for one in passages if one[2].accepted is None]
+    name, port, passage = doubtful[0]
     yield Stage("inbound port", None, f"whether {name} port {port} is let in: {passage.doubt_words}{dropped}")
 
 

@@ -371,10 +371,6 @@ def info(site: Site) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.skipif(
-    not (Path(__file__).parents[3] / "images/relay/src/culvert/about_ways.py").exists(),
-    reason="the relay does not say its ways yet",
-)
 def test_ways_of_a_peer_reach_the_running_relay(site: Site) -> None:
     site.start()
     session = site.session()

@@ -103,7 +103,7 @@ def test_the_plain_listener_keeps_packets_apart() -> None:
     with far.makefile("rb") as file:
         assert file.read(len(stream)) == stream
     far.sendall(stream)
-    assert [kernel.recv(65536) for _ in packets] == packets
+    assert [kernel.recv(65536) for _packet in packets] == packets
     far.close()
     running.join(10)
     assert not running.is_alive()
