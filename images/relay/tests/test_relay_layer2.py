@@ -111,6 +111,15 @@ def test_all_of_it_is_frame_messages() -> None:
     assert {flight.kind for flight in world.seen} == {TYPE_DATA}, "keepalives are as ever"
 
 
+def test_data_messages_are_keepalives_or_nothing() -> None:
+    world, hub, (one,) = star(1)
+    for text in (frame(1, BROADCAST), udp_packet("10.87.0.1", "10.87.0.2", b"no frame")):
+        world.deliver([one.sealed(hub, text)])
+    world.settle()
+    assert take(hub) == [[]]
+    assert addresses(world, hub, one) == 0
+
+
 def test_a_mesh_has_no_loop() -> None:
     """A hub between two peers that are each other's peers, too: who has no other place in it gets copies, but
     nobody gets back what it said, and it ends.
@@ -418,8 +427,20 @@ def test_a_successor_takes_its_predecessors_stations() -> None:
     send(world, new, frame(1, 5))
     assert len(take(other)[0]) == 1, "and its stations are not strangers there"
     hub.device.remove_peer(old.public_key)
+    world.seen.clear()
     send(world, hub, again := frame(9, 1))
     assert take(old, new, other) == [[], [again], []]
+    assert {flight.target for flight in world.seen} == {new.endpoint}, "it is still known where"
+
+
+def test_what_was_a_peer_of_its_own_is_one_port_with_its_predecessor() -> None:
+    world, hub, (old, new, other) = star(3)
+    send(world, new, frame(1, BROADCAST))
+    hub.device.succession.link(hub.peer(new), hub.peer(old), world.now)
+    assert addresses(world, hub, old) == 1
+    take(hub, old, new, other)
+    send(world, hub, found := frame(9, 1))
+    assert take(new) == [[found]]
 
 
 def test_a_successor_hears_nothing_twice() -> None:

@@ -189,8 +189,6 @@ class Device:
             if len(self._peers) >= MAX_PEERS:
                 raise ValueError(f"a device has at most {MAX_PEERS} peers")
             peer = self._peers[public_key] = Peer(self._context, public_key)
-            if self.layer == 2:
-                peer.frame_messages = True
         return peer
 
     def is_own(self, public_key: bytes) -> bool:
