@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import select
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,6 +131,65 @@ def test_a_full_queue_drops_whole_messages_and_lets_small_ones_pass() -> None:
     found, stop = split(memoryview(bytes(channel.taken)))
     assert stop == len(channel.taken)
     assert {bytes(one) for one in found} == {long, keepalive}
+
+
+@pytest.mark.parametrize(("rate", "most"), [(200_000, 140_000), (4_000_000, 480_000), (1 << 30, 1 << 20)])
+def test_what_waits_on_a_slow_path_waits_for_a_tenth_of_a_second(rate: int, most: int) -> None:
+    """However much comes: so the packets inside are late by that, and no more."""
+    channel = ScriptedChannel()
+    connection = scripted(channel, trusted=True)
+    one = message(1400)
+    framed_one = [len(one).to_bytes(2), one]
+    now, longest = 0.0, 0
+    for _ in range(1000):
+        now += 0.01
+        connection.put(framed_one * 100, now)
+        channel.room = rate // 100
+        connection.flush(now)
+        longest = connection.waiting_bytes
+    assert longest <= most
+    assert longest >= min(most, rate // 10) * 0.6 or rate > MAX_WAITING_BYTES * 100
+    assert connection.dropped or rate > MAX_WAITING_BYTES * 100
+
+
+def test_a_quick_far_end_is_waited_for_and_one_that_stands_still_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TCP inside loses nothing to a queue that would be gone within milliseconds."""
+    channel = ScriptedChannel()
+    connection = scripted(channel, trusted=True)
+    per_moment = 400_000
+    waits = 0
+
+    class Poll:
+        def register(self, fd: int, events: int) -> None: ...
+
+        def poll(self, timeout_ms: int) -> None:
+            nonlocal waits
+            waits += 1
+            channel.room = per_moment
+
+    monkeypatch.setattr(select, "poll", Poll)
+    now, one = 0.0, message(60000)
+
+    def send(times: int) -> int:
+        nonlocal now
+        before = connection.dropped
+        for _ in range(times):
+            now += 0.001
+            channel.room = per_moment
+            connection.put([len(one).to_bytes(2), one] * 8, now)
+            connection.flush(now)
+            connection.wait_a_moment(now)
+        return connection.dropped - before
+
+    # It learns what the far end takes from what it takes.
+    send(100)
+    assert send(500) == 0
+    assert waits > 100
+    per_moment = waits = 0
+    assert send(500) > 3500
+    assert waits <= 2
 
 
 def test_a_connection_begins_with_a_short_message_of_whoever_dialled() -> None:

@@ -34,9 +34,16 @@ __all__ = ["ARENA_BYTES", "Alien", "Connection", "Ended", "State"]
 ARENA_BYTES = 1 << 20
 """What a turn of all connections may fill."""
 MAX_WAITING_BYTES = 1 << 20
-# A path that takes longer than this for what waits is given no more: a queue is there for bursts.
-_MAX_WAIT_S = 0.2
+# What waits on a slower path waits no longer than this, as far as its rate is known: a queue is for bursts.
+_MAX_WAIT_S = 0.1
 _SHORT_WAITING_BYTES = 128 * 1024
+_RATE_OVER_S = 0.02
+_DECAY = 0.9
+# Where so much waits, and would be gone within moments, it is worth a moment: what is dropped here costs TCP
+# inside more than that.
+_CROWDED_BYTES = 512 * 1024
+_MOMENT_S = 0.01
+_MOMENT_MS = 2
 # Handshakes, keepalives, acknowledgements: they are to arrive, however slow the path is.
 _SMALL_BYTES = 256
 _STRANGER_WAITING_BYTES = 4096
@@ -73,10 +80,12 @@ class Connection:
 
     __slots__ = (
         "_began",
-        "_first_s",
         "_low_water",
         "_queue",
+        "_rate",
         "_rest",
+        "_since_s",
+        "_taken_bytes",
         "channel",
         "dialled",
         "dropped",
@@ -110,7 +119,9 @@ class Connection:
         "Messages that were not sent since somebody last asked."
         self._rest = b""
         self._queue: deque[Buffer] = deque()
-        self._first_s = 0.0
+        self._rate = float(MAX_WAITING_BYTES) / _MAX_WAIT_S
+        self._since_s = 0.0
+        self._taken_bytes = 0
         self._began = False
         self._low_water = 1
 
@@ -261,7 +272,7 @@ class Connection:
                 self.dropped += 1
                 continue
             if not queue:
-                self._first_s = now
+                self._since_s, self._taken_bytes = now, 0
             first = False
             if self.dialled:
                 self._began = True
@@ -272,9 +283,9 @@ class Connection:
     def _room(self, now: float) -> int:
         if not self.trusted and not self.dialled:
             return _STRANGER_WAITING_BYTES
-        if self.state is not State.OPEN or (self._queue and now - self._first_s > _MAX_WAIT_S):
+        if self.state is not State.OPEN:
             return _SHORT_WAITING_BYTES
-        return MAX_WAITING_BYTES
+        return int(min(MAX_WAITING_BYTES, max(_SHORT_WAITING_BYTES, self._rate * _MAX_WAIT_S)))
 
     def say(self, answer: bytes) -> None:
         """Let bytes wait that are no message."""
@@ -297,13 +308,32 @@ class Connection:
                 taken = channel.send(buffers)
                 if taken:
                     self._sent(taken)
-                    self._first_s = now
         except BlockingIOError:
             pass
+        over_s = now - self._since_s
+        if over_s >= _RATE_OVER_S:
+            if queue:
+                # TCP sends by fits and starts: what it did not take for a moment says little.
+                self._rate = max(self._taken_bytes / over_s, self._rate * _DECAY)
+            self._since_s, self._taken_bytes = now, 0
+
+    def wait_a_moment(self, now: float) -> None:
+        """Wait until less is there to be sent, where that takes milliseconds. A far end that disappoints is
+        not waited for again before it has shown what it takes. :raises OSError: the connection is broken.
+        """
+        while self.waiting_bytes > _CROWDED_BYTES and self.waiting_bytes < self._rate * _MOMENT_S:
+            poll = select.poll()
+            poll.register(self.fd, select.POLLOUT)
+            before = self.waiting_bytes
+            poll.poll(_MOMENT_MS)
+            self.flush(now)
+            if self.waiting_bytes == before:
+                self._rate = _CROWDED_BYTES / _MOMENT_S
 
     def _sent(self, taken: int) -> None:
         queue = self._queue
         self.waiting_bytes -= taken
+        self._taken_bytes += taken
         while taken:
             head = queue[0]
             size = len(head)

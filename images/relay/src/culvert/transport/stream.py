@@ -353,6 +353,7 @@ class StreamTransport:
         for connection in touched:
             try:
                 connection.flush(now)
+                connection.wait_a_moment(now)
             except OSError:
                 self._end(connection, now)
             else:
