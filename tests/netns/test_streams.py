@@ -208,6 +208,15 @@ def reload(relay: Culvert) -> None:
     relay.process.send_signal(signal.SIGHUP)
 
 
+def test_a_peer_that_is_removed_is_hung_up_on(lab: Lab) -> None:
+    tunnel, _, two = started(lab)
+    [port] = re.findall(r":(\d+)$", two.endpoint_of(tunnel.client_key.public))
+    established = ["ss", "-tnH", "state", "established", "dport", "=", f":{port}"]
+    assert f":{port}" in two.host.run(established).stdout
+    two.wg("set", two.device, "peer", tunnel.client_key.public, "remove")
+    eventually(lambda: f":{port}" not in two.host.run(established).stdout, 5, "the end of the connection")
+
+
 def test_streams_are_marked_as_datagrams_are(lab: Lab) -> None:
     client, server = direct_hosts(lab)
     tunnel, one, two = stream_tunnel(client, server)

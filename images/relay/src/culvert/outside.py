@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 from .config import Config
+from .endpoint import Endpoint
 from .errors import CulvertError
 from .transport import Transport, TransportFactory
 from .transport.composite import CompositeTransport
@@ -83,7 +84,11 @@ class Outside:
         datagrams = self._open_datagrams(port, mark)
         datagrams.set_offloads(off)
         if self.streams is not None:
-            self.streams.set_mark(mark)
+            try:
+                self.streams.set_mark(mark)
+            except OSError:
+                datagrams.close()
+                raise
         return self.joined(datagrams)
 
     def joined(self, datagrams: Transport) -> Transport:
@@ -108,6 +113,12 @@ class Outside:
         """Listen on sockets that another process had; there have to be streams."""
         if self.streams is not None:
             self.streams.adopt(listeners)
+
+    def hang_up(self, endpoints: Iterable[Endpoint | None]) -> None:
+        """Close connections that others made: these are no peers of ours any more."""
+        for endpoint in endpoints:
+            if self.streams is not None and endpoint is not None and endpoint.is_stream:
+                self.streams.hang_up(endpoint, dialled=False)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:

@@ -155,7 +155,10 @@ class Relay:
         except OSError as error:
             raise RequestError(error.errno or errno.EIO, f"UDP socket: {error.strerror}") from None
         before = self.records.before(update)
+        gone = [self.device.peer(change.public_key) for change in update.peers if change.remove]
+        endpoints = [peer.endpoint for peer in gone if peer is not None]
         apply_peers(self.device, update, now)
+        self.outside.hang_up(endpoints)
         self.records.after(before)
         self.names.note(update, now)
         self._set_targets()

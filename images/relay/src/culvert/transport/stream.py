@@ -244,10 +244,13 @@ class StreamTransport:
         if before is not None and before is not connection and not before.dialled:
             self._expire(before, self._clock() + _GRACE_S)
 
-    def hang_up(self, endpoint: Endpoint) -> None:
-        """Close the connection, if there is one, without a word."""
+    def hang_up(self, endpoint: Endpoint, *, dialled: bool = True) -> None:
+        """Close the connection, if there is one, without a word.
+
+        :param dialled: also if we made it.
+        """
         connection = self._by_endpoint.get(endpoint)
-        if connection is not None:
+        if connection is not None and (dialled or not connection.dialled):
             self._end(connection, self._clock(), tell=False)
 
     def _end(self, connection: Connection, now: float, *, tell: bool = True) -> None:
