@@ -390,6 +390,14 @@ def test_a_socket_of_one_who_is_gone(connect: Connect, sockets: tuple[socket.soc
     client.close()
 
 
+@pytest.mark.parametrize("name", [".example.org", "a..example.org", "a" * 64 + ".example.org", "a\0b"])
+def test_names_that_tls_cannot_ask_for(sockets: tuple[socket.socket, socket.socket], name: str) -> None:
+    """A reason not to get a connection, and none to end."""
+    endpoint = Endpoint("198.51.100.1", 443, scheme="tls")
+    with pytest.raises(OSError, match="name cannot be asked for"):
+        TlsOpener().dialled(sockets[0], endpoint, Target((bytes(32),), name))
+
+
 def test_an_opener(server: Server, sockets: tuple[socket.socket, socket.socket]) -> None:
     opener = TlsOpener()
     with pytest.raises(OSError, match="no certificate"):

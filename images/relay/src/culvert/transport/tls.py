@@ -299,12 +299,16 @@ class TlsOpener:
         return TlsChannel(sock, self._server, server_side=True)
 
     def dialled(self, sock: socket.socket, endpoint: Endpoint, target: Target) -> TlsChannel:
+        """:raises OSError: the name is none that TLS could ask for."""
         if self._client is None:
             # Not before it is needed: it takes a few milliseconds.
             self._client = client_context(self._alpn)
-        return TlsChannel(
-            sock, self._client, server_side=False, server_name=target.server_name, pins=target.pins
-        )
+        pins, name = target.pins, target.server_name
+        try:
+            return TlsChannel(sock, self._client, server_side=False, server_name=name, pins=pins)
+        except (TypeError, ValueError):
+            # A name of two dots in a row, for one, is good enough for a resolver.
+            raise OSError(errno.EINVAL, "the server's name cannot be asked for") from None
 
     def visitor(self) -> Visit:
         return Visit()
