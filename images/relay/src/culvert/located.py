@@ -60,6 +60,13 @@ class Located(Bound):
         self._need_ways().configure(several, now)
         self.endpoints = several
 
+    def begin_at(self, endpoint: Endpoint) -> None:
+        """It was there lately, so that is where to look for it first."""
+        if self.ways is not None:
+            self.ways.begin_at(endpoint)
+        elif not endpoint.is_stream:
+            self.endpoint = endpoint
+
     def _need_ways(self) -> Ways:
         if self.ways is None:
             # There is nobody of this kind but peers.

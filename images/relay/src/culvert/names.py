@@ -66,7 +66,7 @@ class Names:
         if silent or event.kind is EventKind.WAY_CHANGED:
             peer = self._device.peer(event.public_key)
             if peer is not None and self._of(peer):
-                self.resolve_at.setdefault(event.public_key, now)
+                self.resolve_at[event.public_key] = min(now, self.resolve_at.get(event.public_key, now))
 
     def get_timer(self) -> float | None:
         """When to call :meth:`handle_timer`."""

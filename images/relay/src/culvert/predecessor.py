@@ -50,6 +50,7 @@ class Predecessor:
         "Why it does not hand over."
         self.socket = self._connect()
         about = self._ask(b"culvert=1\n\n") if self.socket is not None else b""
+        self._is_ours = bool(about)
         self.offers = OFFER.encode() in about.split(b"\n")
         if not self.offers and not self.reason:
             self.reason = "it does not offer to hand over" if about else "it does not know how to hand over"
@@ -96,7 +97,8 @@ class Predecessor:
             self.socket = None
 
     def wait_for_its_end(self) -> bytes:
-        """What it said last to ``get=1``, once nobody listens any more.
+        """What it said last to ``get=1`` and, if it is one of ours, to ``culvert=1``, once nobody listens any
+        more.
 
         :raises CulvertError: it is still there after two minutes.
         :raises SystemExit: we are to end.
@@ -111,7 +113,8 @@ class Predecessor:
                         self.socket = self._connect()
                 except (ConnectionRefusedError, FileNotFoundError):
                     return state
-                state = self._ask(b"get=1\n\n") or state
+                said = self._ask(b"get=1\n\n")
+                state = said + (self._ask(b"culvert=1\n\n") if said and self._is_ours else b"") or state
                 self._wait_for_hang_up()
         raise CulvertError(f"interface {self._name}: a relay still serves it after {_WAIT_S:.0f} s")
 
@@ -161,6 +164,8 @@ def read_endpoints(state: bytes, wall_clock_s: float, within_s: float) -> dict[b
     Lines that make no sense are passed over: this is a courtesy to peers, and they are there without it.
     """
     found: dict[bytes, Endpoint] = {}
+    ways: dict[bytes, Endpoint] = {}
+    accepted: set[bytes] = set()
     key, endpoint = b"", None
     for line in state.decode("ascii", errors="replace").split("\n"):
         name, _, value = line.partition("=")
@@ -173,4 +178,9 @@ def read_endpoints(state: bytes, wall_clock_s: float, within_s: float) -> dict[b
             elif name == "last_handshake_time_sec" and key and endpoint is not None and len(value) < 20:
                 age_s = wall_clock_s - int(value)
                 found |= {key: endpoint} if 0 <= age_s <= within_s else {}
-    return found
+            elif name == "way":
+                # What get=1 says has no scheme; and who had made a connection to us makes another.
+                word, at, _, places = value.split(" ")[:4]
+                ways[decode_hex(word)] = parse_endpoint(at)
+                accepted |= {decode_hex(word)} if places == "-" else set()
+    return {one: ways.get(one, at) for one, at in found.items() if one not in accepted}

@@ -375,7 +375,7 @@ class Relay:
         for public_key, endpoint in endpoints.items():
             peer = self.device.peer(public_key)
             if peer is not None:
-                peer.endpoint = endpoint
+                peer.begin_at(endpoint)
                 peer.initiate(now)
         self.pump()
 

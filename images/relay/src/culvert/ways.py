@@ -129,11 +129,16 @@ class Ways:
         gone = was_here and before not in way.found and (before is None or peer.unanswered > 0)
         if unheard or gone:
             peer.endpoint, self._rank = way.endpoint, rank
-        elif way.endpoint is not None:
+        if way.endpoint is not None:
             self._walk.add(way.endpoint, now)
         self._arm(now)
         self._schedule()
         return peer.endpoint != before
+
+    def begin_at(self, endpoint: Endpoint) -> None:
+        """Begin there, if we can get there."""
+        if not endpoint.is_stream or any(endpoint in way.found for way in self._ways):
+            self._peer.endpoint, self._rank = endpoint, self._rank_of(endpoint)
 
     def close(self) -> None:
         """The peer is removed, or has a list no more."""
