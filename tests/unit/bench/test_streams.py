@@ -111,7 +111,7 @@ def test_the_plain_listener_keeps_packets_apart() -> None:
 
 def test_a_long_path_keeps_frames_and_their_order() -> None:
     """What comes to one end leaves by the other, whole, in order and not at once."""
-    sides = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+    sides = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _side in range(2)]
     (near, left), (far, right) = sides
     for end in (left, right):
         end.setblocking(False)
@@ -123,7 +123,7 @@ def test_a_long_path_keeps_frames_and_their_order() -> None:
         near.send(frame)
     assert far.recv(4096) == frames[0]
     assert time.monotonic() - began_s >= 0.05
-    assert [far.recv(4096) for _ in frames[1:]] == frames[1:]
+    assert [far.recv(4096) for _frame in frames[1:]] == frames[1:]
     far.send(b"back")
     assert near.recv(4096) == b"back"
     near.close()
