@@ -131,6 +131,9 @@ def offices(fleet: Fleet) -> Snapshots:
     for playbook in ("udp", "bridges"):
         run = fleet.play(f"inventories/demo/{playbook}.yml")
         assert run.code == 0, run.output
+    # As long as an address is tried out, it has no route.
+    for host in HOSTS:
+        await_true("addresses", lambda host=host: not fleet.shell(host, "ip -6 address show tentative"))
     return snapshots(fleet)
 
 
