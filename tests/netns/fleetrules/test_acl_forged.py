@@ -23,7 +23,7 @@ FORGED = {
     "echo request": ("icmp", ECHO_REQUEST),
     "echo reply": ("icmp", ECHO_REPLY),
 }
-# What is in words between brackets in all that arrives of TCP and ICMP: the bytes of others may have brackets, too.
+# Words between brackets, in all that arrives of TCP and ICMP: bytes of others may have brackets, too.
 _LISTEN = """
 import re, select, socket
 raws = [socket.socket(socket.AF_INET, socket.SOCK_RAW, number) for number in (socket.IPPROTO_TCP, socket.IPPROTO_ICMP)]

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, Culvert contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The start of a module: pyroute2, which takes as long to load as all the rest, is loaded where it is used."""
+"""The start of a module: pyroute2, which takes as long to load as the rest, is loaded where it is used."""
 
 from __future__ import annotations
 
