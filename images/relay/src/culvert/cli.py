@@ -62,30 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"culvert {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    command = commands.add_parser("run", help="carry a device's packets until stopped")
-    command.add_argument("name", metavar="NAME", help="the TUN device: attached to, or created")
-    command.add_argument("--config", metavar="FILE", help="what to load; without it, an empty device")
-    command.add_argument("--user", metavar="UID[:GID]", help="become this user, keeping NET_ADMIN alone")
-    command.add_argument("--background", action="store_true", help="fork once all is ready")
-    command.add_argument(
-        "--batch",
-        choices=BATCHES,
-        help="what seals and opens packets (default: the file's Batch, else auto: compiled if it is there)",
-    )
-    command.add_argument(
-        "--disable-offloads",
-        metavar="LIST",
-        type=_offloads,
-        help="kernel offloads not to use: tso,uso,gso,gro or none (default: the file's DisableOffloads)",
-    )
-    command.add_argument(
-        "--take-over",
-        action="store_true",
-        help="if a relay serves the device now, take its sockets and sessions over; if it cannot hand them "
-        "over, wait for its end and shake hands with its peers at once",
-    )
-    _add_directory(command)
-    command.set_defaults(command=_run)
+    _add_run(commands.add_parser("run", help="carry a device's packets until stopped"))
 
     for name, action, text in (
         ("genkey", _genkey, "print a new private key"),
@@ -125,6 +102,32 @@ def _parser() -> argparse.ArgumentParser:
     _add_directory(command)
     command.set_defaults(command=_health)
     return parser
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="NAME", help="the TUN device: attached to, or created")
+    command.add_argument("--config", metavar="FILE", help="what to load; without it, an empty device")
+    command.add_argument("--user", metavar="UID[:GID]", help="become this user, keeping NET_ADMIN alone")
+    command.add_argument("--background", action="store_true", help="fork once all is ready")
+    command.add_argument(
+        "--batch",
+        choices=BATCHES,
+        help="what seals and opens packets (default: the file's Batch, else auto: compiled if it is there)",
+    )
+    command.add_argument(
+        "--disable-offloads",
+        metavar="LIST",
+        type=_offloads,
+        help="kernel offloads not to use: tso,uso,gso,gro or none (default: the file's DisableOffloads)",
+    )
+    command.add_argument(
+        "--take-over",
+        action="store_true",
+        help="if a relay serves the device now, take its sockets and sessions over; if it cannot hand them "
+        "over, wait for its end and shake hands with its peers at once",
+    )
+    _add_directory(command)
+    command.set_defaults(command=_run)
 
 
 def _add_directory(command: argparse.ArgumentParser) -> None:
