@@ -117,7 +117,7 @@ def test_a_long_path_keeps_frames_and_their_order() -> None:
         end.setblocking(False)
     running = threading.Thread(target=long_path.carry, args=(left, right, 0.05))
     running.start()
-    frames = [os.urandom(1514) for _ in range(20)]
+    frames = [os.urandom(1514) for _number in range(20)]
     began_s = time.monotonic()
     for frame in frames:
         near.send(frame)
