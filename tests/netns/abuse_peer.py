@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import cycle
 
+LEAST = 20
 INITIATION = bytes((1, 0, 0, 0)) + bytes(144)
 # A ClientHello of which the larger part never comes.
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200)
@@ -40,6 +41,11 @@ class Attack:
     def over(self) -> bool:
         return time.monotonic() > self.end
 
+    @property
+    def enough(self) -> bool:
+        """Time is up, and there were some: on a machine that does other things a handshake takes long."""
+        return self.over and (self.made >= LEAST or time.monotonic() > self.end + 20)
+
     def connect(self) -> socket.socket | None:
         try:
             sock = socket.create_connection(self.target, 1, (next(self.sources), 0))
@@ -58,7 +64,7 @@ class Attack:
 
     def again_and_again(self, data: Callable[[], bytes]) -> None:
         """A connection, some bytes, and the next one."""
-        while not self.over:
+        while not self.enough:
             sock = self.connect()
             if sock is not None:
                 self.say(sock, data())
@@ -126,7 +132,7 @@ class Attack:
 
     def reset(self) -> None:
         """Connections that are gone when they are looked at."""
-        while not self.over:
+        while not self.enough:
             sock = self.connect()
             if sock is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -149,12 +155,14 @@ class Attack:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         longest = b"\xff\xff" + bytes((4, 0, 0, 0)) + bytes(65531)
         words = cycle((os.urandom(500), framed(INITIATION)[:50], longest, framed(INITIATION)))
-        while not self.over:
+        while not self.enough:
             sock = self.connect()
             if sock is not None:
                 try:
                     with context.wrap_socket(sock) as tls:
                         tls.sendall(next(words))
+                        # What makes no whole request has no answer.
+                        tls.settimeout(0.02)
                         tls.recv(1)
                 except OSError:
                     pass

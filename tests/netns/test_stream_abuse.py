@@ -56,16 +56,16 @@ class Kind:
 
 
 KINDS = (
-    Kind("garbage", 100),
-    Kind("oversized", 100),
+    Kind("garbage", 20, 0, 20),
+    Kind("oversized", 20, 0, 20),
     Kind("long_frames", 0, 1, 1),
     Kind("half_frames", 100, 60),
     Kind("forged", 0, 1, 1),
     Kind("slowloris", 0, 150),
     Kind("left", 0, 200),
     Kind("thousand", 100, 900),
-    Kind("reset", 100),
-    Kind("tls_garbage", 100, port=TLS_PORT),
+    Kind("reset", 20, 0, 20),
+    Kind("tls_garbage", 20, 0, 20, port=TLS_PORT),
     Kind("tls_half_hellos", 100, 250, port=TLS_PORT),
     Kind("tls_slow_hellos", 0, 150, port=TLS_PORT),
     Kind("tls_unknown", 20, 1, 20, port=TLS_PORT),
