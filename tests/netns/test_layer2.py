@@ -348,28 +348,34 @@ def test_a_flood_of_one_client_leaves_the_others_alone(lab: Lab) -> None:
 # --- Loops --------------------------------------------------------------------------------------------------
 
 
+STORM_LIMIT = 100
+
+
 def ring(lab: Lab, *, stp: bool) -> tuple[Site, Site]:
     """Two sites, bridged by two pairs of relays: a loop."""
     one, two = make_sites(lab, 2, stp=stp)
-    connect(one, [two], number=0)
-    connect(one, [two], number=1)
+    limit = [f"StormLimit = {STORM_LIMIT}"]
+    for number in (0, 1):
+        connect(one, [two], number=number, hub_options=limit, spoke_options=limit)
     return one, two
 
 
 def test_a_loop_is_contained(lab: Lab) -> None:
+    """How often a broadcast goes round depends on who learnt what first; how many there are does not."""
     one, two = ring(lab, stp=False)
     began, used = time.monotonic(), sum(cpu_s(relay) for site in (one, two) for relay in site.relays)
     with Capture(two.host, "eth0", "icmp and dst 10.87.0.255") as seen:
         one.host.run(["ping", "-b", "-c", "20", "-i", "0.1", "-W", "0.1", "10.87.0.255"], check=False)
-    assert len({packet.payload[6:8] for packet in seen.packets}) >= 15, "they come"
-    assert len(seen.packets) <= 100, "and go round a few times at most"
+        elsewhere = one.gateway.ping(two.outer, count=10)
     took = time.monotonic() - began
     used = sum(cpu_s(relay) for site in (one, two) for relay in site.relays) - used
+    assert seen.packets
+    # Two relays write to that bridge, each a second's worth at once.
+    assert len(seen.packets) <= 2 * STORM_LIMIT * (2 + took)
     assert used < 0.5 * took, "the relays are not kept busy"
-    # Elsewhere all is well, and even here.
-    assert one.host.ping(two.inner, count=10, interval_s=0.05).received >= 8
-    moved = [site.state(number)["layer2"]["dropped"]["moved"] for site in (one, two) for number in (0, 1)]
-    assert sum(moved) > 0
+    assert elsewhere.received == 10, elsewhere.output
+    dropped = [site.state(number)["layer2"]["dropped"] for site in (one, two) for number in (0, 1)]
+    assert sum(counts["moved"] + counts["storm"] for counts in dropped) > 0
 
 
 def test_spanning_tree_ends_a_loop(lab: Lab) -> None:

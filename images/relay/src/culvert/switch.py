@@ -9,7 +9,7 @@ A port is a peer, or :data:`HOST` for the TAP device and all that is bridged wit
 2. A station that says nothing for ``ageing_s`` is forgotten.
 3. An address belongs to one port. That another port uses it, too, is a station that moved, a loop, or
    somebody who lies. What comes from a port that may not have the address is :attr:`Verdict.REFUSED`, and
-   must be dropped: that alone ends most loops, for a frame that comes back has its sender's address.
+   must be dropped: that ends many a loop, for a frame that comes back has its sender's address.
 4. A peer gets an address of the host's side after nothing was heard of it there for :data:`QUIET_S`: no peer
    takes the address of somebody who speaks. And the host's side gets back at once what was first heard there.
 5. All other moves need the same silence, or that the address has not moved for :data:`PAUSE_S`, which doubles
