@@ -14,6 +14,8 @@ from itertools import count
 from typing import cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from culvert.context import EventKind
 from culvert.endpoint import Endpoint, EndpointName
@@ -198,12 +200,16 @@ def test_a_way_out_that_is_no_way_back_is_passed_over() -> None:
     assert site.scheme == "tls"
 
 
-def test_a_cookie_is_bound_to_the_way_that_it_came_over() -> None:
+def test_a_server_under_load_asks_no_cookie_of_a_connection() -> None:
+    """TCP's own handshake has proved the address."""
     site = Site("udp", "tls")
     site.world.blocked = {"udp"}
     site.server.device._handshakes._load = cast("LoadMeter", AlwaysUnderLoad())
-    site.talk(13.0)
+    site.talk(2.0)
     assert site.scheme == site.back == "tls"
+    site = Site("udp")
+    site.server.device._handshakes._load = cast("LoadMeter", AlwaysUnderLoad())
+    assert site.talk(2.0) == []
 
 
 def test_a_far_end_that_knows_udp_alone_is_found() -> None:
@@ -645,3 +651,116 @@ def test_rubbish_moves_nobody(site: Site) -> None:
     )
     site.world.deliver([rubbish])
     assert site.scheme == "udp"
+
+
+# --- Groups and successors ----------------------------------------------------------------------------------
+
+
+def test_a_successor_without_a_list_has_its_predecessors(site: Site) -> None:
+    """A server gets another key, and UDP to it is closed for good."""
+    device, peer = site.client.device, site.peer
+    site.world.blocked = {"udp"}
+    site.until(lambda: site.scheme == "tls", 6.0)
+    other = site.world.host()
+    other.listens = {}
+    successor = device.add_peer(other.public_key)
+    device.succession.link(successor, peer, site.world.now)
+    assert successor.endpoints == peer.endpoints
+    assert successor.endpoint == site.at("tls")
+    device.remove_peer(site.server.public_key)
+    assert successor.ways is not None
+    assert {endpoint for endpoint, _ in successor.ways.streams} == {site.at("tls")}
+
+
+def test_a_member_of_a_group_falls_back_before_the_group_has_anybody_else() -> None:
+    """One server of two is there, by TLS alone: it is found, and the group does not move."""
+    site = Site("udp", "tls")
+    device = site.client.device
+    away = site.world.host()
+    site.world.introduce(site.client, away)
+    for peer, rank in ((site.peer, 1), (site.client.peer(away), 2)):
+        device.failover.join(peer, rank)
+    device.failover.reconfigured(site.world.now)
+    site.talk(6.0)
+    site.world.blocked = {"udp"}
+    site.until(lambda: site.scheme == site.back == "tls", 8.0)
+    assert device.failover.active is site.peer
+    assert len(site.talk(30.0)) > 145
+
+
+def test_another_server_by_udp_is_better_than_none(site: Site) -> None:
+    """The group is quicker than three seconds where another member answers."""
+    device = site.client.device
+    other = site.world.host()
+    site.world.introduce(site.client, other)
+    for peer, rank in ((site.peer, 1), (site.client.peer(other), 2)):
+        device.failover.join(peer, rank)
+    device.failover.reconfigured(site.world.now)
+    site.world.connect(site.client, other)
+    site.talk(6.0)
+    site.world.weather = lambda flight: (
+        [] if site.server.endpoint in (flight.target, flight.sender) else [flight]
+    )
+    site.until(lambda: device.failover.active is site.client.peer(other) or site.scheme == "tls", 6.0)
+    site.talk(90.0)
+    # Back at the preferred server in the end, over what leads there.
+    assert device.failover.active is site.peer
+    assert site.scheme == "tls"
+
+
+# --- Whatever happens ---------------------------------------------------------------------------------------
+
+WEATHER = st.one_of(
+    st.sets(st.sampled_from(["udp", "tcp", "tls"])).map(lambda schemes: ("blocked", schemes)),
+    st.sampled_from(["tcp", "tls"]).map(lambda scheme: ("cut", scheme)),
+    st.floats(0.1, 40.0).map(lambda seconds: ("talk", seconds)),
+    st.floats(0.1, 200.0).map(lambda seconds: ("rest", seconds)),
+    st.sampled_from(["there", "back", "data", "both"]).map(lambda name: ("lose", name)),
+    st.just(("anew", "")),
+)
+
+
+def lossy(site: Site, name: str) -> Callable[[Flight], list[Flight]]:
+    """What UDP loses: one direction, or all that is no handshake."""
+
+    def weather(flight: Flight) -> list[Flight]:
+        there = flight.target == site.server.endpoint
+        back = flight.target == site.client.endpoint
+        lost = {"there": there, "back": back, "data": (there or back) and flight.kind == DATA, "both": False}
+        return [] if lost[name] else [flight]
+
+    return weather
+
+
+@settings(max_examples=12)
+@given(
+    st.permutations(["udp", "tcp", "tls"]).map(tuple),
+    st.booleans(),
+    st.lists(WEATHER, max_size=10),
+)
+def test_a_tunnel_works_again_as_soon_as_anything_does(
+    schemes: tuple[str, ...], listed: bool, happens: list[tuple[str, object]]
+) -> None:
+    """And when all is well again, it is back at the first of its list."""
+    site = both(schemes, schemes) if listed else Site(*schemes)
+    for what, value in happens:
+        if what == "blocked":
+            site.world.blocked = set(value)  # type: ignore[call-overload]
+        elif what == "cut":
+            site.world.cut(str(value), retry_s=1.0)
+        elif what == "talk":
+            site.talk(float(str(value)), 1.0)
+        elif what == "rest":
+            site.world.advance(float(str(value)))
+        elif what == "lose":
+            site.world.weather = lossy(site, str(value))
+        else:
+            site.server.peer(site.client).identity_changed()
+            site.client.peer(site.server).identity_changed()
+    site.world.blocked = {schemes[0]}
+    site.world.weather = lambda flight: [flight]
+    site.talk(40.0, 1.0)
+    assert len(site.talk(20.0, 0.5)) > 30
+    site.world.blocked = set()
+    site.until(lambda: site.scheme == schemes[0], 700.0, 1.0)
+    assert len(site.talk(10.0, 0.5)) >= 19

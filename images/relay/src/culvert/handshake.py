@@ -94,7 +94,8 @@ class HandshakePlane:
         identity = meant[0]
         checker = self.checkers[identity.public]
         if self._load.message(now):
-            if not checker.check_mac2(data, endpoint.packed, now):
+            # Who has a connection to us has proved its address: TCP's handshake is such a cookie.
+            if not endpoint.is_stream and not checker.check_mac2(data, endpoint.packed, now):
                 reply = checker.reply(data, message.sender, endpoint.packed, now)
                 self._context.send(endpoint, [Chunk(reply, len(reply))], 0)
                 return

@@ -67,6 +67,16 @@ class Located(Bound):
         elif not endpoint.is_stream:
             self.endpoint = endpoint
 
+    def inherit(self, other: Located, now: float) -> None:
+        """It is the same host as ``other``, and has nothing of its own to say where."""
+        if other.ways is not None and self.endpoints != other.endpoints:
+            self.target = other.target
+            self.place(other.endpoints, now)
+        if other.ways is not None and self.ways is not None:
+            self.ways.learn(other.ways)
+        if other.endpoint is not None:
+            self.begin_at(other.endpoint)
+
     def _need_ways(self) -> Ways:
         if self.ways is None:
             # There is nobody of this kind but peers.

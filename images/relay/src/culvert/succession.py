@@ -107,7 +107,8 @@ class Succession:
             self._context.layer2.linked(successor, predecessor)
         successor.watch = predecessor.watch
         if successor.endpoint is None:
-            pair.follows, successor.endpoint = True, predecessor.endpoint
+            pair.follows = True
+            successor.inherit(predecessor, now)
         if self._has_session(successor, now):
             self._take_over(successor, predecessor, now)
         self._timers.set(Timer.FAILOVER, now)
@@ -268,7 +269,7 @@ class Succession:
     def _court(self, successor: Peer, predecessor: Peer, pair: _Pair, now: float) -> bool:
         """Knock where it is time to; whether it was. A host that is away is left alone."""
         if pair.follows and successor.last_heard_s == _NEVER_HEARD:
-            successor.endpoint = predecessor.endpoint
+            successor.inherit(predecessor, now)
         alive = now - predecessor.last_heard_s < REJECT_AFTER_TIME_S or not pair.knocks
         # Maybe the other side has removed the predecessor already.
         eager = predecessor.unanswered > 0 and now - predecessor.initiated_s < 2 * REKEY_TIMEOUT_S

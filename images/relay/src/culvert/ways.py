@@ -80,8 +80,7 @@ class Ways:
         self._probed: Way | None = None
         self._probe_ends_s = NEVER_S
         self._before: Endpoint | None = None
-        self._say_at_s = NEVER_S
-        self._press_at_s = NEVER_S
+        self._say_at_s = self._press_at_s = NEVER_S
 
     # --- Configuration --------------------------------------------------------------------------------------
 
@@ -117,7 +116,7 @@ class Ways:
         self._schedule()
 
     def resolved(self, name: EndpointName, found: tuple[Endpoint, ...], now: float) -> bool:
-        """A name has these addresses now; whether the peer got its first endpoint, or another one, by it."""
+        """A name has these addresses now; whether the peer's endpoint is another by that."""
         way = next((way for way in self._ways if way.configured == name), None)
         if way is None:
             return False
@@ -135,13 +134,18 @@ class Ways:
         self._schedule()
         return peer.endpoint != before
 
+    def learn(self, other: Ways) -> None:
+        """What the names are, of the same list."""
+        for way, theirs in zip(self._ways, other._ways, strict=True):
+            way.resolved(theirs.found)
+
     def begin_at(self, endpoint: Endpoint) -> None:
-        """Begin there, if we can get there."""
+        """Begin there, if that can be."""
         if not endpoint.is_stream or any(endpoint in way.found for way in self._ways):
             self._peer.endpoint, self._rank = endpoint, self._rank_of(endpoint)
 
     def close(self) -> None:
-        """The peer is removed, or has a list no more."""
+        """There is no list any more."""
         self._timers.close()
 
     # --- The handshake --------------------------------------------------------------------------------------
@@ -164,11 +168,10 @@ class Ways:
 
     def _turn(self) -> None:
         """Nobody answered: of each way the next address."""
+        here = [way for way in self._ways if self._peer.endpoint in way.found]
         for way in self._ways:
-            was_here = self._peer.endpoint in way.found
             way.turn()
-            if was_here:
-                self._peer.endpoint = way.endpoint
+        self._peer.endpoint = here[0].endpoint if here else self._peer.endpoint
 
     def _begin(self, now: float) -> None:
         self._asked_s = now
@@ -344,7 +347,7 @@ class Ways:
 
     def _step_back(self, now: float) -> None:
         """The way that was taken back answered a handshake, and that was all."""
-        before, self._before = self._before, None
+        before = self._before
         if before is not None:
             self._enter(self._rank_of(before), now)
             self._heard_s = now
