@@ -75,8 +75,9 @@ class Way:
         self._turn = self.found.index(before) if before in self.found else 0
 
     def settle_at(self, endpoint: Endpoint) -> None:
-        """It is this one of its addresses that answers."""
-        self._turn = self.found.index(endpoint)
+        """That answers: if it is one of its addresses, use it from now on."""
+        if endpoint in self.found:
+            self._turn = self.found.index(endpoint)
 
     def turn(self) -> None:
         """The address was tried in vain: the next one, if there is another."""

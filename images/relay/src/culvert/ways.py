@@ -67,14 +67,12 @@ class Ways:
         self._rank = 0
         "The place in the list of the way in use; its length for one that is not in it."
         self._walk = Walk()
-        # Initiations: when the last one was asked for, when one was answered, how many in a row were not.
+        # When an initiation was asked for, when one was answered, how many in a row were not.
         self._asked_s = self._session_s = -NEVER_S
         self._rounds = 0
         self._barren = False
-        "The way in use answers handshakes, and that is all."
         # Silence: when to look, and what is known.
-        self._look_at_s = NEVER_S
-        self._look_after_s = -NEVER_S
+        self._look_at_s, self._look_after_s = NEVER_S, -NEVER_S
         self._heard_s = self._data_s = self._moved_s = -NEVER_S
         # A probe under way; and after one that was answered the endpoint to go back to.
         self._probed: Way | None = None
@@ -214,8 +212,8 @@ class Ways:
             return None
         # Who asks may not get our answer, and come back by any packet over the way that it asked about.
         self._heard_s = -NEVER_S if sign is Sign.QUESTION else now
-        if rank < len(self._ways) and endpoint in self._ways[rank].found:
-            self._ways[rank].settle_at(endpoint)
+        for way in self._ways[rank : rank + 1]:
+            way.settle_at(endpoint)
         if rank == self._rank:
             return EventKind.ENDPOINT_CHANGED
         trial = self._probed is not None and rank < self._rank
@@ -341,7 +339,7 @@ class Ways:
             self._step_back(now)
         elif not peer.insists:
             self._look_after_s = now + _SILENT_AGAIN_S
-            # Then begin with the next one.
+            # A way that answers handshakes and nothing else: begin with the next one.
             self._barren = self._data_s < self._session_s <= since_s <= now - _BARREN_S
             self._press(now)
 
@@ -435,7 +433,7 @@ class Ways:
         return [way.export() for way in self._ways]
 
     def restore(self, places: Sequence[Endpoint | EndpointName], values: Any, now: float) -> None:
-        """Go on where another process was, with the same list and what :meth:`export` wrote; nothing is sent
+        """Go on where another process was, with that list and what :meth:`export` wrote; nothing is sent
         yet. :raises ValueError: it did not write that.
         """
         entries = [mapping(entry) for entry in sequence(values)]
