@@ -598,6 +598,29 @@ def test_each_address_of_a_name_has_its_turn() -> None:
     assert site.peer.endpoint == site.at("udp")
 
 
+def test_an_address_that_answers_stays_in_use() -> None:
+    """Whatever a name server says by turns: it stays a target too, so that its connection is not closed."""
+    site, _, tls = named()
+    site.ways.resolved(tls, (site.at("tls"),), site.world.now)
+    site.talk(2.0)
+    elsewhere = Endpoint("203.0.113.9", 443, scheme="tls")
+    site.ways.resolved(tls, (elsewhere,), site.world.now)
+    assert site.peer.endpoint == site.at("tls")
+    assert {endpoint for endpoint, _ in site.ways.streams} == {elsewhere, site.at("tls")}
+    # And one that does not, does not.
+    site.world.blocked = {"tls"}
+    site.talk(16.0, 1.0)
+    site.ways.resolved(tls, (elsewhere,), site.world.now)
+    assert site.peer.endpoint == elsewhere
+
+
+def test_an_answer_without_addresses_changes_nothing() -> None:
+    site, udp, tls = named()
+    site.ways.resolved(tls, (site.at("tls"),), site.world.now)
+    assert not site.ways.resolved(udp, (), site.world.now)
+    assert site.scheme == "tls"
+
+
 def test_an_address_without_a_route_is_passed_over_at_once() -> None:
     """As with IPv6 in a network that has none."""
     site, udp, _ = named()
@@ -670,6 +693,18 @@ def test_a_successor_without_a_list_has_its_predecessors(site: Site) -> None:
     device.remove_peer(site.server.public_key)
     assert successor.ways is not None
     assert {endpoint for endpoint, _ in successor.ways.streams} == {site.at("tls")}
+
+
+def test_a_successor_with_a_list_of_its_own_keeps_it(site: Site) -> None:
+    """Also while its names are not resolved."""
+    device = site.client.device
+    successor = device.add_peer(site.world.host().public_key)
+    places = EndpointName("new.example", 51820), EndpointName("new.example", 443, "tls")
+    successor.place(places, site.world.now)
+    device.succession.link(successor, site.peer, site.world.now)
+    site.talk(6.0)
+    assert successor.endpoints == places
+    assert successor.endpoint is None
 
 
 def test_a_member_of_a_group_falls_back_before_the_group_has_anybody_else() -> None:

@@ -69,9 +69,12 @@ class Located(Bound):
 
     def inherit(self, other: Located, now: float) -> None:
         """It is the same host as ``other``, and has nothing of its own to say where."""
-        if other.ways is not None and self.endpoints != other.endpoints:
+        if other.ways is not None and not self.endpoints:
             self.target = other.target
             self.place(other.endpoints, now)
+        if self.endpoints != other.endpoints:
+            # It has a list of its own, whose names may not be resolved so far.
+            return
         if other.ways is not None and self.ways is not None:
             self.ways.learn(other.ways)
         if other.endpoint is not None:

@@ -116,15 +116,15 @@ class Ways:
     def resolved(self, name: EndpointName, found: tuple[Endpoint, ...], now: float) -> bool:
         """A name has these addresses now; whether the peer's endpoint is another by that."""
         way = next((way for way in self._ways if way.configured == name), None)
-        if way is None:
+        if way is None or not found:
             return False
         peer, before = self._peer, self._peer.endpoint
-        was_here = before is None or before in way.found
-        way.resolved(found)
+        # What answers stays in use, whatever a name server says by turns.
+        kept = (before,) if before is not None and before in way.found and not peer.unanswered else ()
+        gone = before is None or (before in way.found and before not in (*found, *kept))
+        way.resolved(tuple(dict.fromkeys((*found, *kept))))
         rank = self._ways.index(way)
-        unheard = peer.last_heard_s == -NEVER_S and rank < self._rank
-        gone = was_here and before not in way.found and (before is None or peer.unanswered > 0)
-        if unheard or gone:
+        if gone or (peer.last_heard_s == -NEVER_S and rank < self._rank):
             peer.endpoint, self._rank = way.endpoint, rank
         if way.endpoint is not None:
             self._walk.add(way.endpoint, now)
@@ -135,7 +135,7 @@ class Ways:
     def learn(self, other: Ways) -> None:
         """What the names are, of the same list."""
         for way, theirs in zip(self._ways, other._ways, strict=True):
-            way.resolved(theirs.found)
+            way.resolved(theirs.found or way.found)
 
     def begin_at(self, endpoint: Endpoint) -> None:
         """Begin there, if that can be."""
@@ -327,7 +327,7 @@ class Ways:
         peer.initiate(now)
 
     def _look(self, now: float) -> None:
-        """Whether what was asked is answered."""
+        """Whether what was asked is answered. A way that answers handshakes alone is not the first again."""
         peer = self._peer
         since_s, self._look_at_s = peer.awaiting_s, NEVER_S
         if since_s == NEVER_S:
@@ -339,7 +339,6 @@ class Ways:
             self._step_back(now)
         elif not peer.insists:
             self._look_after_s = now + _SILENT_AGAIN_S
-            # A way that answers handshakes and nothing else: begin with the next one.
             self._barren = self._data_s < self._session_s <= since_s <= now - _BARREN_S
             self._press(now)
 
