@@ -3,6 +3,7 @@
 """Where no UDP passes: a fleet comes up over a stream, its transports change, and keys are replaced over it.
 
 Also what is refused, and named, before anything changes. Each test finds the fleet as the one before left it.
+What a teardown leaves: tests/e2e/test_transports.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import pytest
 
 from tests.fleet.fleet import DEVICE, RELAY, Fleet
-from tests.netns.lab import await_output, eventually
+from tests.netns.lab import LabError, await_output, eventually
 
 _LISTENER = (
     "import socket, time; s = socket.create_server(('', 443)); print('ready', flush=True); time.sleep(600)"
@@ -40,14 +41,17 @@ def way_of(fleet: Fleet, label: str) -> str:
 
 def through(fleet: Fleet, scheme: str) -> None:
     """Wait until the client reaches the internet, by this transport."""
-    eventually(
-        lambda: (
-            fleet.reaches_internet("client1", 2) == "server1" and way_of(fleet, "client1").startswith(scheme)
-        ),
-        30,
-        f"a way out by {scheme}, not {way_of(fleet, 'client1')!r}",
-        0.2,
-    )
+    seen: dict[str, str] = {}
+
+    def there() -> bool:
+        seen["server"] = fleet.reaches_internet("client1", 2)
+        seen["way"] = way_of(fleet, "client1")
+        return seen["server"] == "server1" and seen["way"].startswith(scheme)
+
+    try:
+        eventually(there, 30, f"a way out by {scheme}", 0.2)
+    except LabError as late:
+        raise LabError(f"{late}: {seen}, {about(fleet, 'client1')}") from None
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +125,3 @@ def test_keys_are_replaced_over_a_stream(offered: Fleet) -> None:
     through(offered, "tcp://")
     assert set(before["client1"]) == set(offered.sessions()["client1"]) == {"server1"}
     assert offered.deploy().check().changed() == set()
-
-
-def test_teardown_leaves_neither_certificate_nor_key(offered: Fleet) -> None:
-    offered.start(playbook="culvert.vpn.teardown").wait().check()
-    for label, host in offered.machines.items():
-        assert not host.engine.containers, label
-        assert not (host.files / "etc/culvert").exists(), label
