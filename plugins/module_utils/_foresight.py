@@ -43,8 +43,10 @@ def after_device(routing: RoutingState, spec: TunSpec, found: TunState, changes:
             left = tuple(a for a in left if a.version == 4)
         elif change.action == "remove":
             left = without_address(left, change.data, found.promotes)
-            # The last IPv4 address takes all IPv4 routes of the device along (net/ipv4/fib_frontend.c).
-            lost = lost if any(address.version == 4 for address in left) else lost | {4}
+            # The last IPv4 address takes all IPv4 routes of the device along (net/ipv4/fib_frontend.c). Where
+            # there was none before, they stay.
+            had, has = (any(address.version == 4 for address in some) for some in (before, left))
+            lost = lost | {4} if had and not has else lost
         elif change.action == "add":
             left = (*left, change.data)
         gone |= {str(address.ip) for address in before if address not in left}
@@ -57,7 +59,11 @@ def after_device(routing: RoutingState, spec: TunSpec, found: TunState, changes:
         devices=devices,
         addresses=(routing.addresses - gone) | there,
         routes={
-            table: tuple(route for route in routes if not _is_lost(route, spec.name, lost, gone))
+            table: tuple(
+                _doubted(route, gone)
+                for route in routes
+                if route.device != spec.name or route.version not in lost
+            )
             for table, routes in routing.routes.items()
         },
     )
@@ -70,9 +76,14 @@ def _without_ipv6(spec: TunSpec, found: TunState) -> str:
     return found.ipv6_disabled
 
 
-def _is_lost(route: Route, device: str, lost: set[int], gone: set[str]) -> bool:
-    """A route whose source address goes is lost in some kernels and stays in others: it is set once more."""
-    return (route.device == device and route.version in lost) or route.source in gone
+def _doubted(route: Route, gone: set[str]) -> Route:
+    """The route, in doubt when its source address goes, even if the address comes back at once.
+
+    Of IPv4, today's kernels drop those of the table main alone, older ones some or all of other tables, too
+    (fib_sync_down_addr in net/ipv4/fib_semantics.c). Of IPv6, they stay without the source
+    (fib6_remove_prefsrc in net/ipv6/route.c).
+    """
+    return replace(route, in_doubt=True) if route.source in gone else route
 
 
 def after_table(routing: RoutingState, spec: TableSpec, changes: Plan) -> RoutingState:

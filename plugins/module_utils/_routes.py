@@ -33,7 +33,10 @@ MASK_ALL = 0xFFFFFFFF
 
 @dataclass(frozen=True, order=True)
 class Route:
-    """:ivar other: attributes that we never set, such as several next hops; with any it is foreign."""
+    """:ivar other: attributes that we never set, such as several next hops; with any it is foreign.
+    :ivar in_doubt: of a route foreseen: its source address goes before, and what the kernel does to it then
+        is not sure. So it equals no wish: it is set anew where it is wished, and taken away where it is not.
+    """
 
     version: int
     destination: str
@@ -45,6 +48,7 @@ class Route:
     mtu_bytes: int = 0
     protocol: int = PROTOCOL
     other: str = ""
+    in_doubt: bool = False
 
     @property
     def key(self) -> tuple[int, str, int]:
@@ -62,6 +66,7 @@ class Route:
         words += [f"src {self.source}" if self.source else "", f"metric {self.metric}" if self.metric else ""]
         words += [f"mtu {self.mtu_bytes}" if self.mtu_bytes else "", self.other]
         words += [f"proto {self.protocol}" if self.protocol != PROTOCOL else ""]
+        words += ["(in doubt: its source address goes before)" if self.in_doubt else ""]
         return " ".join(word for word in words if word)
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import HealthCheck, Phase, example, given, note, settings
 
-from tests.netns.modules.documents import BLANK, Led, assert_same, documents
+from tests.netns.modules.documents import BLANK, NAME, Led, assert_same, documents
 from tests.netns.modules.host import Host
 
 
@@ -40,6 +40,17 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Led, Led]]
             host.close()
 
 
+def one_device(addresses: list[str], **route: Any) -> dict[str, Any]:
+    """A document of a device and a table, maybe with a route."""
+    return {
+        "name": NAME,
+        "devices": [{"name": "culvert0", "addresses": addresses}],
+        "tables": [{"name": "vpn", "id": 51820, "rule_priority": 31820, "routes": [route] if route else []}],
+    }
+
+
+# Three pairs that a plan once did not lead all the way. What it took for lost, the kernel keeps: routes whose
+# source address goes (of IPv6, without the source), and IPv4 routes of a device whose last IPv6 address goes.
 # Without making a failing pair smaller: on a real kernel that takes minutes.
 @settings(
     max_examples=25,
@@ -48,6 +59,23 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Led, Led]]
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(a=documents(), b=documents())
+@example(
+    a=one_device(
+        ["10.86.0.2/16", "10.86.3.4/32", "10.86.0.1/16"],
+        destination="10.99.0.0/16",
+        device="culvert0",
+        source="10.86.0.1",
+    ),
+    b=one_device(["10.86.3.4/32", "10.86.0.1/16", "10.86.0.2/16"]),
+)
+@example(
+    a=one_device(["fd86::1/64"], destination="2001:db8:1::/48", device="culvert0", source="fd86::1"),
+    b=one_device(["fd86::2/64"]),
+)
+@example(
+    a=one_device(["fd86::1/64"], destination="10.99.0.0/16", device="culvert0"),
+    b=one_device(["fd86::2/64"]),
+)
 def test_any_document_is_reached_from_any_other(
     hosts: tuple[Led, Led], a: dict[str, Any], b: dict[str, Any]
 ) -> None:

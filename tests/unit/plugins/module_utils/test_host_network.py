@@ -33,6 +33,7 @@ from ansible_collections.culvert.vpn.plugins.module_utils._routing_spec import T
 from ansible_collections.culvert.vpn.plugins.module_utils._tun import TunSpec, TunState
 
 FOUR, FOUR_TOO, SIX = (ipaddress.ip_interface(t) for t in ("10.86.0.1/16", "10.86.0.2/16", "fd86::1/64"))
+SIX_TOO = ipaddress.ip_interface("fd86::2/64")
 UP = TunState(kind="tun", up=True, addresses=(FOUR, FOUR_TOO, SIX))
 ROUTES = (
     Route(4, "10.9.0.0/16", 0, device="t"),
@@ -59,21 +60,50 @@ SAME = {"addresses": [str(FOUR), str(FOUR_TOO), str(SIX)]}
 
 
 @pytest.mark.parametrize(
-    ("wish", "lost"),
+    ("wish", "lost", "doubted"),
     [
-        (SAME, []),
-        ({**SAME, "multi_queue": True}, [0, 1, 2]),
-        ({**SAME, "up": False}, [0, 1]),
-        ({"state": "absent"}, [0, 1, 2]),
-        ({"addresses": [str(SIX)]}, [0, 2]),
-        ({"addresses": [str(FOUR), str(SIX)]}, [2]),
-        ({"addresses": ["10.87.0.1/16", str(SIX)]}, [0, 2]),
-        ({"addresses": [str(FOUR), str(FOUR_TOO)], "mtu": 1000}, [1]),
+        (SAME, [], []),
+        ({**SAME, "multi_queue": True}, [0, 1], [2]),
+        ({**SAME, "up": False}, [0, 1], []),
+        ({"state": "absent"}, [0, 1], [2]),
+        ({"addresses": [str(SIX)]}, [0], [2]),
+        ({"addresses": [str(FOUR), str(SIX)]}, [], [2]),
+        ({"addresses": [str(FOUR_TOO), str(FOUR), str(SIX)]}, [0], [2]),
+        ({"addresses": ["10.87.0.1/16", str(SIX)]}, [0], [2]),
+        ({"addresses": [str(FOUR), str(FOUR_TOO)], "mtu": 1000}, [1], []),
     ],
 )
-def test_routes_that_the_kernel_drops_are_foreseen(wish: dict[str, Any], lost: list[int]) -> None:
+def test_routes_that_the_kernel_drops_are_foreseen(
+    wish: dict[str, Any], lost: list[int], doubted: list[int]
+) -> None:
     remaining = after(tun(**wish)).routes[5]
-    assert [position for position, route in enumerate(ROUTES) if route not in remaining] == lost
+    assert remaining == tuple(
+        replace(route, in_doubt=position in doubted)
+        for position, route in enumerate(ROUTES)
+        if position not in lost
+    )
+
+
+def test_routes_stay_when_a_device_without_ipv4_addresses_loses_one_of_ipv6() -> None:
+    state = after(tun(addresses=[str(SIX)]), replace(UP, addresses=(SIX, SIX_TOO)))
+    assert state.routes == HOST.routes
+
+
+@pytest.mark.parametrize(
+    ("wished", "action"),
+    [({"device": "up0", "source": "10.86.0.2"}, "set_route"), ({"type": "blackhole"}, "set_route"),
+     (None, "remove_route")],
+)  # fmt: skip
+def test_a_route_in_doubt_is_set_anew_or_taken_away(wished: dict[str, Any] | None, action: str) -> None:
+    """Its source address goes and comes back: some kernels drop the route, in others it is still there."""
+    swapped = after(tun(addresses=[str(FOUR_TOO), str(FOUR), str(SIX)]))
+    routes = [{"destination": "10.10.0.0/16", **wished}] if wished else []
+    spec = TableSpec.from_params({"name": "vpn", "id": 5, "routes": routes})
+    planned = [change for change in plan_table(spec, swapped)[0] if "10.10.0.0/16" in change.item]
+    assert [change.action for change in planned] == [action]
+    assert "in doubt" in planned[0].before
+    state = _foresight.after_table(swapped, spec, planned)
+    assert [change for change in plan_table(spec, state)[0] if "10.10.0.0/16" in change.item] == []
 
 
 def test_devices_and_addresses_of_the_plan_count_as_there() -> None:
