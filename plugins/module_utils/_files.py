@@ -30,6 +30,11 @@ def read_text(path: str) -> str | None:
 
 
 def write_text(path: str, text: str, mode: int, owner: int = -1, group: int = -1) -> None:
+    """As :func:`write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode(), mode, owner, group)
+
+
+def write_bytes(path: str, content: bytes, mode: int, owner: int = -1, group: int = -1) -> None:
     """Replace a file atomically, its folder made where it is missing (mode 0755).
 
     :param owner, group: numbers; -1 stands for those of this process.
@@ -40,8 +45,8 @@ def write_text(path: str, text: str, mode: int, owner: int = -1, group: int = -1
         os.makedirs(folder, 0o755, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=".culvert-")
         try:
-            with open(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
+            with open(handle, "wb") as stream:
+                stream.write(content)
                 stream.flush()
                 # The owner first: changing it may clear bits of the mode.
                 os.fchown(stream.fileno(), owner, group)

@@ -8,58 +8,58 @@
 """The certificate by which clients know a relay that takes them over TLS: made here, or the user's own.
 
 The relay's image makes it, in a container that ends at once; a key that is there is kept, for clients know it
-by its pin. The user's files are looked at and never touched. No key leaves the host.
+by its pin. The user's files are never touched: the relay has copies of them (:mod:`_own_certificate`). No key
+leaves the host.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
-import stat
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from . import _x25519
+from . import _own_certificate, _x25519
 from ._accounts import account_number
+from ._certificate_files import Certificate, Protection, certificate_in, protection_of, read_certificate
 from ._core import Change, HostError, PlainBackend, Plan, Runner, SpecError
+from ._files import write_bytes
 from ._one_shot import OneShot, carry_out
 from ._options import Options
+from ._own_certificate import CERTIFICATE_FILE, COPY_MODE, KEY_FILE, Copies, Own, OwnFiles
 from ._relay_agreement import FOLDER_MODE, described, have_folder
 
-try:
-    from cryptography import x509
-    from cryptography.hazmat.backends import default_backend
-    from cryptography.hazmat.primitives import serialization
-except ImportError:  # told by _x25519.need_cryptography()
-    pass
-
-#: As ``culvert certificate`` calls them.
-KEY_FILE, CERTIFICATE_FILE = "key.pem", "certificate.pem"
 DEFAULT_DAYS, DAYS_MAX = 3650, 36500
 # As long before it expires ``culvert certificate`` makes another one, or in the last third of a shorter life.
 _RENEW_BEFORE = timedelta(days=30)
-_FILE_MAX_BYTES = 1 << 20
+# What an interrupted writer leaves, besides.
+_OURS = (KEY_FILE, CERTIFICATE_FILE, ".culvert-")
 
 
 @dataclass(frozen=True)
 class CertificateSpec:
-    """:ivar folder: where it is made; empty for the user's own files.
+    """:ivar folder: where the relay has both files.
+    :ivar own: the user's own, that are copied there; ``None`` where they are made.
     :ivar common_name: whom a certificate names that is made, empty for whom it names so far.
     """
 
-    certificate_file: str
-    private_key_file: str
-    folder: str = ""
+    folder: str
+    own: OwnFiles | None = None
     image: str = ""
     owner: int = 0
     group: int = 0
     common_name: str = ""
     days: int = DEFAULT_DAYS
     present: bool = True
+
+    @property
+    def certificate_file(self) -> str:
+        return f"{self.folder}/{CERTIFICATE_FILE}"
+
+    @property
+    def private_key_file(self) -> str:
+        return f"{self.folder}/{KEY_FILE}"
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> CertificateSpec:
@@ -69,15 +69,13 @@ class CertificateSpec:
         config_dir = options.required("config_dir", "/etc/culvert")
         if not os.path.isabs(config_dir) or ":" in config_dir + name or "/" in name:
             raise options.refuse("config_dir", f"{config_dir!r} is not the absolute path of a folder")
-        folder = f"{config_dir}/{name}.tls"
         given = {option: options.text(option) or "" for option in ("certificate_file", "private_key_file")}
         for option, path in given.items():
             if any(given.values()) and not os.path.isabs(path):
                 raise options.refuse(option, "is required with the other one: the absolute path of a file")
         spec = cls(
-            given["certificate_file"] or f"{folder}/{CERTIFICATE_FILE}",
-            given["private_key_file"] or f"{folder}/{KEY_FILE}",
-            folder="" if any(given.values()) else folder,
+            f"{config_dir}/{name}.tls",
+            OwnFiles(**given) if any(given.values()) else None,
             image=options.text("image") or "",
             owner=account_number(options, "owner") or 0,
             group=account_number(options, "group") or 0,
@@ -86,43 +84,21 @@ class CertificateSpec:
             present=options.required("state", "present", ("present", "absent")) == "present",
         )
         options.done()
-        if not spec.present and not spec.folder:
-            raise options.refuse("state", "absent removes what was made, not the user's own files")
         return spec
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """What is public of one.
-
-    :ivar pin: SHA-256 of its SubjectPublicKeyInfo, base64.
-    :ivar name: the common name, empty for none.
-    """
-
-    pin: str
-    name: str
-    expires_at: datetime
-
-    @property
-    def expiry(self) -> str:
-        """In RFC 3339."""
-        return f"{self.expires_at.replace(tzinfo=None, microsecond=0).isoformat()}Z"
-
-
-@dataclass(frozen=True)
 class Observed:
-    """:ivar certificate: ``None`` without one that belongs to the key.
-    :ivar key: pin of the key's public half, empty without a key.
-    :ivar names: in the folder.
+    """:ivar certificate: in the folder; ``None`` without one that belongs to the key.
+    :ivar there: what else is in the folder.
     :ivar protection: mode, owner and group of the folder, ``None`` without one.
-    :ivar key_protection: the same of the key's file.
+    :ivar own: what the user's files hold.
     """
 
     certificate: Certificate | None = None
-    key: str = ""
-    names: tuple[str, ...] = ()
-    protection: tuple[int, int, int] | None = None
-    key_protection: tuple[int, int, int] | None = None
+    there: Copies = _own_certificate.NOTHING
+    protection: Protection | None = None
+    own: Own | None = None
 
 
 class CertificateBackend(PlainBackend):
@@ -138,61 +114,72 @@ class CertificateBackend(PlainBackend):
         return Observed()
 
     def observe(self) -> Observed:
+        """:raises SpecError: the user's own files are none that a relay could work with."""
         spec = self.spec
-        if spec.present:
-            _x25519.need_cryptography()
-        try:
-            names = tuple(sorted(os.listdir(spec.folder))) if spec.folder else ()
-        except OSError:
-            names = ()
-        key = key_pin(spec.private_key_file) if spec.present else ""
-        certificate = read_certificate(spec.certificate_file) if spec.present else None
+        if not spec.present:
+            return Observed(
+                there=Copies(_own_certificate.names_in(spec.folder)), protection=protection_of(spec.folder)
+            )
+        _x25519.need_cryptography()
+        there = _own_certificate.look(spec.folder)
+        certificate = certificate_in(there.certificate.content)
         return Observed(
-            certificate if certificate is not None and certificate.pin == key else None,
-            key,
-            names,
-            _protection(spec.folder),
-            _protection(spec.private_key_file),
+            certificate if certificate is not None and certificate.pin == there.key_pin else None,
+            there,
+            protection_of(spec.folder),
+            _own_certificate.read_own(spec.own, spec.folder) if spec.own else None,
         )
 
     def plan(self, observed: Observed) -> Plan:
-        if not self.spec.folder:
-            self._check_own(observed)
-            return []
         steps = plan(self.spec, observed, self._now)
         if any(step.action == "run" for step in steps) and not self.check_mode and not self.spec.image:
             raise SpecError("image", "is required: the relay's image makes the certificate")
+        if self.spec.present:
+            self._warn(observed)
         return steps
 
-    def _check_own(self, observed: Observed) -> None:
-        """:raises SpecError: a relay could not work with the user's files."""
-        spec, certificate = self.spec, observed.certificate
-        if certificate is None:
-            raise SpecError(
-                "certificate_file",
-                f"{spec.certificate_file} is not a certificate in PEM of the key in {spec.private_key_file}",
-            )
-        if observed.key_protection and not _may_read(observed.key_protection, spec.owner, spec.group):
-            raise SpecError(
-                "private_key_file",
-                f"{spec.private_key_file} cannot be read by the relay's user {spec.owner} or group "
-                f"{spec.group}: give it to that group, with mode 0640",
-            )
-        if certificate.expires_at <= self._now:
+    def _warn(self, observed: Observed) -> None:
+        spec, there, own = self.spec, observed.there, observed.own
+        if spec.own and own:
             # Clients look at the pin alone. Visitors would see what no web server shows.
-            self.warnings.append(f"{spec.certificate_file} has expired on {certificate.expiry}")
-        elif certificate.expires_at - self._now < _RENEW_BEFORE:
-            self.warnings.append(f"{spec.certificate_file} expires on {certificate.expiry}")
+            certificate, path = own.certificate, spec.own.certificate_file
+            if certificate.expires_at <= self._now:
+                self.warnings.append(f"{path} has expired on {certificate.expiry}")
+            elif certificate.expires_at - self._now < _RENEW_BEFORE:
+                self.warnings.append(f"{path} expires on {certificate.expiry}")
+        pin = own.certificate.pin if own else there.kept_pin
+        if there.key_pin and there.key_pin != pin and (spec.own or there.are_copies):
+            self.warnings.append(
+                f"the relay gets another key: clients know it by the pin {there.key_pin} and have to know "
+                f"{pin or 'that of a new one'}"
+            )
 
     def apply(self, change: Change) -> None:
-        verbs = {"folder": self._folder, "run": self._make, "remove": self._remove}
+        verbs = {
+            "folder": self._folder,
+            "run": self._make,
+            "remove": self._remove,
+            "keep": self._keep,
+            "copy": self._copy,
+            "return": self._return,
+        }
         try:
             verbs[change.action](change)
         except OSError as error:
-            raise HostError(f"cannot {change.action} {self.spec.folder}: {error.strerror}") from None
+            raise HostError(f"cannot change {self.spec.folder}: {error.strerror}") from None
 
     def _folder(self, _change: Change) -> None:
         have_folder(self.spec.folder, self.spec.owner, self.spec.group)
+
+    def _keep(self, change: Change) -> None:
+        _own_certificate.keep(self.spec.folder, change.data)
+
+    def _return(self, change: Change) -> None:
+        _own_certificate.give_back(self.spec.folder, change.data)
+
+    def _copy(self, change: Change) -> None:
+        path, content = change.data
+        write_bytes(path, content, COPY_MODE, self.spec.owner, self.spec.group)
 
     def _make(self, _change: Change) -> None:
         carry_out(self._run, one_shot(self.spec))
@@ -208,9 +195,15 @@ class CertificateBackend(PlainBackend):
         os.rmdir(self.spec.folder)
 
     def report(self, observed: Observed) -> dict[str, Any]:
-        certificate = observed.certificate
+        certificate = observed.own.certificate if observed.own else observed.certificate
+        # In check mode, of a copy that is to go.
+        pin = observed.there.kept_pin
+        if self.spec.own or not observed.there.are_copies:
+            pin = certificate.pin if certificate else ""
+        else:
+            certificate = None
         return {
-            "pin": certificate.pin if certificate else "",
+            "pin": pin,
             "expires_at": certificate.expiry if certificate else None,
             "certificate_file": self.spec.certificate_file,
             "private_key_file": self.spec.private_key_file,
@@ -219,31 +212,45 @@ class CertificateBackend(PlainBackend):
 
 def plan(spec: CertificateSpec, observed: Observed, now: datetime) -> Plan:
     """Pure. :raises SpecError: there is something in the folder that was not made here."""
-    item = f"certificate {spec.certificate_file}"
-    current = observed.certificate
-    before = None if current is None else {"pin": current.pin, "expires_at": current.expiry}
     if not spec.present:
-        return _removal(spec, observed, before)
+        return _removal(spec, observed)
     steps: Plan = []
     protection = (FOLDER_MODE, spec.owner, spec.group)
     if observed.protection != protection:
         was = None if observed.protection is None else described(observed.protection)
         steps.append(Change(f"folder {spec.folder}", was, described(protection), "folder"))
-    if current is None:
-        after = {"pin": observed.key or "of a new key"}
-        steps.append(Change(item, None, after, "run"))
-    elif _is_due(spec, current, now):
-        steps.append(Change(item, before, {"pin": current.pin, "expires_at": "later"}, "run"))
+    there = observed.there
+    if spec.own and observed.own:
+        steps += _own_certificate.plan_copies(
+            spec.folder, spec.own, observed.own, there, (spec.owner, spec.group)
+        )
+    elif not spec.own:
+        steps += _own_certificate.plan_return(spec.folder, there)
+        steps += _making(spec, observed, now)
     return steps
 
 
-def _removal(spec: CertificateSpec, observed: Observed, before: Any) -> Plan:
+def _making(spec: CertificateSpec, observed: Observed, now: datetime) -> Plan:
+    item = f"certificate {spec.certificate_file}"
+    current, there = observed.certificate, observed.there
+    before = None if current is None else {"pin": current.pin, "expires_at": current.expiry}
+    if there.are_copies:
+        return [Change(item, before, {"pin": there.kept_pin or "of a new key"}, "run")]
+    if current is None:
+        return [Change(item, None, {"pin": there.key_pin or "of a new key"}, "run")]
+    if _is_due(spec, current, now):
+        return [Change(item, before, {"pin": current.pin, "expires_at": "later"}, "run")]
+    return []
+
+
+def _removal(spec: CertificateSpec, observed: Observed) -> Plan:
     if observed.protection is None:
         return []
-    strangers = [name for name in observed.names if not name.startswith((KEY_FILE, CERTIFICATE_FILE))]
+    names = observed.there.names
+    strangers = [name for name in names if not name.startswith(_OURS)]
     if strangers:
         raise SpecError("state", f"{spec.folder} has files that were not made here: {', '.join(strangers)}")
-    return [Change(f"folder {spec.folder}", before or list(observed.names), None, "remove", observed.names)]
+    return [Change(f"folder {spec.folder}", list(names), None, "remove", names)]
 
 
 def _is_due(spec: CertificateSpec, current: Certificate, now: datetime) -> bool:
@@ -258,74 +265,3 @@ def one_shot(spec: CertificateSpec) -> OneShot:
     name = ("--name", spec.common_name) if spec.common_name else ()
     command = ("certificate", "--directory", spec.folder, *name, "--days", str(spec.days))
     return OneShot(spec.image, command, spec.owner, spec.group, write=(spec.folder,))
-
-
-# --- Files --------------------------------------------------------------------------------------------------
-
-
-def read_certificate(path: str) -> Certificate | None:
-    """The first certificate of a file in PEM; ``None`` where there is none."""
-    content = _read(path)
-    if content is None:
-        return None
-    try:
-        found = x509.load_pem_x509_certificate(content, default_backend())
-        with warnings.catch_warnings():
-            # The one that older libraries have is naive, which newer ones warn of.
-            warnings.simplefilter("ignore")
-            expires_at = found.not_valid_after.replace(tzinfo=timezone.utc)
-        names = found.subject.get_attributes_for_oid(x509.oid.NameOID.COMMON_NAME)
-        return Certificate(_pin_of(found.public_key()), str(names[0].value) if names else "", expires_at)
-    except Exception:  # whatever the library ends in with keys and encodings that it does not know
-        return None
-
-
-def key_pin(path: str) -> str:
-    """The pin of the public half of a private key in PEM; empty where there is none. The key goes nowhere."""
-    content = _read(path)
-    if content is None:
-        return ""
-    try:
-        key = serialization.load_pem_private_key(content, None, default_backend())
-        return _pin_of(key.public_key())
-    except Exception:  # what the library says may hold a part of the file
-        return ""
-
-
-def _pin_of(public_key: Any) -> str:
-    encoded = public_key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return base64.b64encode(hashlib.sha256(encoded).digest()).decode()
-
-
-def _read(path: str) -> bytes | None:
-    """:raises HostError: there is something that cannot be read."""
-    try:
-        # Not blocking: a named pipe must not hold the run up.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}; are you root?") from None
-    try:
-        return os.read(descriptor, _FILE_MAX_BYTES)
-    except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
-
-
-def _protection(path: str) -> tuple[int, int, int] | None:
-    try:
-        status = os.stat(path) if path else None
-    except OSError:
-        return None
-    return (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) if status else None
-
-
-def _may_read(protection: tuple[int, int, int], user: int, group: int) -> bool:
-    mode, owner, its_group = protection
-    if owner == user or user == 0:
-        return bool(mode & 0o400)
-    return bool(mode & (0o040 if its_group == group else 0o004))

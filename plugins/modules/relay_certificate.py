@@ -12,11 +12,16 @@ short_description: Have a certificate for a relay that takes peers over TLS
 version_added: 0.1.0
 description:
   - Has a private key and a self-signed certificate made on the host, in the folder C(CONFIG_DIR/NAME.tls),
-    which belongs to the relay's user alone, or looks at files of the user's own.
-  - Clients know a relay by the pin of its key, so the key that is there is kept, always. Only the certificate
+    which belongs to the relay's user alone, or keeps copies there of files of the user's own.
+  - Clients know a relay by the pin of its key, so a key that was made is kept, always. Only the certificate
     is made anew, 30 days before it expires.
   - The relay's image makes both, in a container that ends at once and has neither a network nor a capability.
     The key never leaves the host.
+  - With files of the user's own (O(certificate_file), O(private_key_file)), what they hold is checked and
+    copied. They may be links, as certbot's are, and root's alone. When they change, the copies follow with
+    the next run. A key that was made before is kept beside the copy (C(key.pem.made)). Without these options
+    again, the copies go, and that key is used again, or another one made if there was none.
+  - Where the relay gets another key, the module warns, because clients have to know another pin then.
 author:
   - Culvert contributors (@culvert-vpn)
 extends_documentation_fragment:
@@ -35,7 +40,8 @@ attributes:
     support: full
 requirements:
   - python >= 3.9
-  - cryptography >= 3.3
+  - cryptography >= 3.3 on the host, for files of the user's own, too (the role C(culvert.vpn.relay) installs
+    C(python3-cryptography) before it calls this module)
   - a container engine with Docker's command line, unless O(certificate_file) is given
 options:
   name:
@@ -74,16 +80,19 @@ options:
     default: 3650
   certificate_file:
     description:
-      - Absolute path of a certificate in PEM that the user has, with O(private_key_file). Then nothing is
-        made, and both are only looked at.
+      - Absolute path on the host of a certificate in PEM that the user has, with its chain behind it if there
+        is one. With O(private_key_file). Then nothing is made. The relay has copies of both, byte for byte.
+      - One that has expired, or does so within 30 days, is warned of. Clients do not look at its dates.
     type: path
   private_key_file:
     description:
-      - Absolute path of the private key of O(certificate_file). The relay's user has to be able to read it.
+      - Absolute path on the host of the private key of O(certificate_file), in PEM and without a password.
+        Root has to be able to read it. The copy is the relay's user's alone.
     type: path
   state:
     description:
-      - V(absent) removes the folder with what was made. Clients do not know the relay by another key.
+      - V(absent) removes the folder with what was made and copied, never the user's own files. Clients do not
+        know the relay by another key.
     type: str
     choices: [present, absent]
     default: present
@@ -105,10 +114,10 @@ EXAMPLES = r"""
     tls_private_key_file: "{{ certificate.private_key_file }}"
     peers: []
 
-- name: The pin of a certificate that something else looks after
+- name: A copy for the relay of a certificate that certbot looks after
   culvert.vpn.relay_certificate:
-    certificate_file: /etc/ssl/gate.example.net.pem
-    private_key_file: /etc/ssl/private/gate.example.net.key
+    certificate_file: /etc/letsencrypt/live/gate.example.net/fullchain.pem
+    private_key_file: /etc/letsencrypt/live/gate.example.net/privkey.pem
   register: certificate
 """
 
@@ -127,7 +136,7 @@ expires_at:
   type: str
   sample: "2036-11-20T18:00:00Z"
 certificate_file:
-  description: Path of the certificate.
+  description: Path of the certificate for the relay, made or copied.
   returned: success
   type: str
   sample: /etc/culvert/culvert0.tls/certificate.pem

@@ -251,11 +251,9 @@ HOSTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
             "volumes": [
                 "/etc/culvert:/etc/culvert:ro",
                 "/run/wireguard:/run/wireguard:rw",
-                "/srv/keys:/srv/keys:ro",
-                "/srv/tls:/srv/tls:ro",
                 "/var/lib/culvert/relay/culvert0:/var/lib/culvert/relay/culvert0:rw",
             ],
-            "certificate": ["/srv/tls/vpn.crt", "/srv/keys/vpn.key"],
+            "certificate": ["/etc/culvert/culvert0.tls/certificate.pem", "/etc/culvert/culvert0.tls/key.pem"],
             "tls_name": "",
         },
     ),
