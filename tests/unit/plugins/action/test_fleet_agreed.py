@@ -71,7 +71,10 @@ class Fleet:
         return {"id": hashlib.sha256(info + base64.b64decode(made["eph"])).hexdigest()[:32], **made}
 
     def peers(self, name: str) -> dict[str, str]:
-        options = dict.fromkeys(("servers", "prefixes"), ()) | {"keepalive": 0, "keyless": False}
+        options = dict.fromkeys(("servers", "prefixes", "transports"), ()) | {
+            "keepalive": 0,
+            "keyless": False,
+        }
         every = answer("peers", {"registry": self.path, "host": name, "psk_dir": "/k", **options})
         return {peer["name"]: peer.get("preshared_key_file", "") for peer in every}
 
