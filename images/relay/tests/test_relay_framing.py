@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import select
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culvert.batch import Chunk
+from culvert.batch import Buffer, Chunk
 from culvert.transport.connection import ARENA_BYTES, MAX_WAITING_BYTES, Alien, Connection, Ended, State
 from culvert.transport.framing import MAX_FIRST_BYTES, framed, is_first, missing, split
 from relay_streams import INITIATION, ScriptedChannel, message, scripted
@@ -152,44 +153,99 @@ def test_what_waits_on_a_slow_path_waits_for_a_tenth_of_a_second(rate: int, most
     assert connection.dropped or rate > MAX_WAITING_BYTES * 100
 
 
+class Path:
+    """A connection that is given a turn's messages each millisecond, and what its far end takes of them:
+    ``room`` bytes at once, and ``per_moment`` as often as it is waited for.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, channel: ScriptedChannel) -> None:
+        path = self
+
+        class Poll:
+            def register(self, fd: int, events: int) -> None: ...
+
+            def poll(self, timeout_ms: int) -> list[int]:
+                path.waits += 1
+                channel.room += path.per_moment
+                return [1] if path.per_moment else []
+
+        monkeypatch.setattr(select, "poll", Poll)
+        self.room = self.per_moment = 0
+        self.waits = 0
+        self._channel = channel
+        self._connection = scripted(channel, trusted=True)
+        self._now = 0.0
+
+    def send(self, times: int, count: int = 9) -> int:
+        """How many messages were dropped."""
+        one, connection = message(64000), self._connection
+        before = connection.dropped
+        for _ in range(times):
+            self._now += 0.001
+            self._channel.room = self.room
+            connection.put([len(one).to_bytes(2), one] * count, self._now)
+            connection.flush(self._now)
+            connection.wait_a_moment(self._now)
+        return connection.dropped - before
+
+
 def test_a_quick_far_end_is_waited_for_and_one_that_stands_still_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """TCP inside loses nothing to a queue that would be gone within milliseconds."""
-    channel = ScriptedChannel()
-    connection = scripted(channel, trusted=True)
-    per_moment = 400_000
-    waits = 0
-
-    class Poll:
-        def register(self, fd: int, events: int) -> None: ...
-
-        def poll(self, timeout_ms: int) -> None:
-            nonlocal waits
-            waits += 1
-            channel.room = per_moment
-
-    monkeypatch.setattr(select, "poll", Poll)
-    now, one = 0.0, message(60000)
-
-    def send(times: int) -> int:
-        nonlocal now
-        before = connection.dropped
-        for _ in range(times):
-            now += 0.001
-            channel.room = per_moment
-            connection.put([len(one).to_bytes(2), one] * 8, now)
-            connection.flush(now)
-            connection.wait_a_moment(now)
-        return connection.dropped - before
-
+    path = Path(monkeypatch, ScriptedChannel())
+    path.room = path.per_moment = 400_000
     # It learns what the far end takes from what it takes.
-    send(100)
-    assert send(500) == 0
-    assert waits > 100
-    per_moment = waits = 0
-    assert send(500) > 3500
-    assert waits <= 2
+    path.send(100)
+    assert path.send(500) == 0
+    assert path.waits > 100
+    path.room = path.per_moment = path.waits = 0
+    assert path.send(500) > 3500
+    assert path.waits <= 2
+
+
+def test_a_far_end_that_took_everything_is_waited_for_when_it_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That nothing ever waited for it says how quick it is, too."""
+    path = Path(monkeypatch, ScriptedChannel())
+    path.room = 1 << 20
+    path.send(100)
+    assert not path.waits
+    path.room, path.per_moment = 0, 300_000
+    assert path.send(10) == 0
+    assert path.waits
+
+
+def test_what_buffers_took_is_no_reason_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(monkeypatch, ScriptedChannel())
+    path.room = 1 << 20
+    # Bytes as many as a socket holds, and a pause.
+    path.send(25, 1)
+    path.room = 0
+    path.send(10)
+    assert not path.waits
+
+
+def test_a_channel_that_sends_what_it_holds_first_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS has encrypted bytes of its own, and takes nothing before those are gone."""
+
+    class Holding(ScriptedChannel):
+        held = 0
+
+        def send(self, buffers: Sequence[Buffer]) -> int:
+            gone = min(self.held, self.room)
+            self.held -= gone
+            self.room -= gone
+            return super().send(buffers)
+
+    channel = Holding()
+    path = Path(monkeypatch, channel)
+    path.room = 1 << 20
+    path.send(100)
+    path.room, path.per_moment, channel.held = 0, 100_000, 250_000
+    assert path.send(1) == 0
+    assert path.waits >= 4
+    path.per_moment = 300_000
+    assert path.send(10) == 0
 
 
 def test_a_connection_begins_with_a_short_message_of_whoever_dialled() -> None:

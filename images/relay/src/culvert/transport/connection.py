@@ -39,11 +39,14 @@ _MAX_WAIT_S = 0.1
 _SHORT_WAITING_BYTES = 128 * 1024
 _RATE_OVER_S = 0.02
 _DECAY = 0.9
+# So much in that time is more than buffers hold: a path that took it, and had nothing left to take, does so.
+_TELLING_BYTES = 2 << 20
 # Where so much waits, and would be gone within moments, it is worth a moment: what is dropped here costs TCP
-# inside more than that.
-_CROWDED_BYTES = 512 * 1024
+# inside more than that. What a turn brings then, of 512 KiB and a superpacket, has room.
+_CROWDED_BYTES = 384 * 1024
 _MOMENT_S = 0.01
-_MOMENT_MS = 2
+_MOMENT_MS = 5
+_MOMENTS = 8
 # Handshakes, keepalives, acknowledgements: they are to arrive, however slow the path is.
 _SMALL_BYTES = 256
 _STRANGER_WAITING_BYTES = 4096
@@ -272,7 +275,7 @@ class Connection:
                 self.dropped += 1
                 continue
             if not queue:
-                self._since_s, self._taken_bytes = now, 0
+                self._note_pace(now)
             first = False
             if self.dialled:
                 self._began = True
@@ -310,25 +313,34 @@ class Connection:
                     self._sent(taken)
         except BlockingIOError:
             pass
+        self._note_pace(now)
+
+    def _note_pace(self, now: float) -> None:
+        """Know what the path takes, by what it took for a while."""
         over_s = now - self._since_s
-        if over_s >= _RATE_OVER_S:
-            if queue:
-                # TCP sends by fits and starts: what it did not take for a moment says little.
-                self._rate = max(self._taken_bytes / over_s, self._rate * _DECAY)
-            self._since_s, self._taken_bytes = now, 0
+        if over_s < _RATE_OVER_S:
+            return
+        if self._queue:
+            # TCP sends by fits and starts: what it did not take for a moment says little.
+            self._rate = max(self._taken_bytes / over_s, self._rate * _DECAY)
+        elif self._taken_bytes >= _TELLING_BYTES:
+            # It may take more than that.
+            self._rate = max(self._taken_bytes / over_s, self._rate)
+        self._since_s, self._taken_bytes = now, 0
 
     def wait_a_moment(self, now: float) -> None:
         """Wait until less is there to be sent, where that takes milliseconds. A far end that disappoints is
         not waited for again before it has shown what it takes. :raises OSError: the connection is broken.
         """
-        while self.waiting_bytes > _CROWDED_BYTES and self.waiting_bytes < self._rate * _MOMENT_S:
+        for _ in range(_MOMENTS):
+            if not _CROWDED_BYTES < self.waiting_bytes < self._rate * _MOMENT_S:
+                break
             poll = select.poll()
             poll.register(self.fd, select.POLLOUT)
-            before = self.waiting_bytes
-            poll.poll(_MOMENT_MS)
-            self.flush(now)
-            if self.waiting_bytes == before:
+            # The channel may have something of its own to send first: what waits here says nothing.
+            if not poll.poll(_MOMENT_MS):
                 self._rate = _CROWDED_BYTES / _MOMENT_S
+            self.flush(now)
 
     def _sent(self, taken: int) -> None:
         queue = self._queue

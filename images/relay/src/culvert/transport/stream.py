@@ -349,6 +349,8 @@ class StreamTransport:
         for endpoint, chunks, _ in runs:
             connection = self._by_endpoint.get(endpoint) or self._dial(endpoint, now)
             if isinstance(connection, Connection):
+                if connection not in touched and not self._make_room(connection, now):
+                    continue
                 connection.put(framed(chunks), now)
                 touched[connection] = None
             elif connection:
@@ -356,12 +358,22 @@ class StreamTransport:
         for connection in touched:
             try:
                 connection.flush(now)
-                connection.wait_a_moment(now)
             except OSError:
                 self._end(connection, now)
             else:
                 self._watch(connection)
         return unsent
+
+    def _make_room(self, connection: Connection, now: float) -> bool:
+        """Wait for a quick far end, not before there is more for it: what was sent last is on its way while
+        the next is sealed. Whether the connection is still there.
+        """
+        try:
+            connection.wait_a_moment(now)
+        except OSError:
+            self._end(connection, now)
+            return False
+        return True
 
     # --- Time -----------------------------------------------------------------------------------------------
 
