@@ -54,6 +54,9 @@ class ActionModule(ActionBase):
                 result.update(done)
                 return result
             restored = self._registry(options, backup)
+            pins: tuple[str, ...] = ()
+            if options["registry"] and not done.get("tls_key"):
+                pins = _backup.known_pins(options["registry"], str(variables["inventory_hostname"]), backup)
         except (Refused, HostError, RegistryError) as refusal:
             result.update(failed=True, msg=str(refusal))
         else:
@@ -62,7 +65,10 @@ class ActionModule(ActionBase):
                 public_key=backup.public_key,
                 files=list(done.get("files", [])),
                 registry_restored=restored,
+                tls_key=bool(done.get("tls_key")),
             )
+            if pins:
+                result["warnings"] = [*result.get("warnings", []), _no_tls_key(backup, pins)]
         return result
 
     def _read(self, path: str) -> Backup:
@@ -81,6 +87,15 @@ class ActionModule(ActionBase):
         if not options["registry"] or self._task.check_mode:
             return False
         return _backup.put_back(options["registry"], backup)
+
+
+def _no_tls_key(backup: Backup, pins: tuple[str, ...]) -> str:
+    return (
+        f"The backup of {backup.time} is from before this host had a key for TLS, and has none. Another one "
+        "is made when the host is deployed. Clients know it by the pin "
+        f"{', '.join(pins)}: those that have tls alone stay away until a run of culvert.vpn.site tells them "
+        "the new one; the others come by another transport."
+    )
 
 
 def _refuse_another(backup: Backup, options: dict[str, Any], host: str) -> None:

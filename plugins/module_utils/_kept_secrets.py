@@ -9,8 +9,9 @@
 used. Everything else of a host comes from the inventory and the registry.
 
 Of the configuration folder these are all files ``IFACE.*`` and folders ``IFACE.*`` but the configuration
-itself, and all of the relay's state folder. They leave a host only sealed, see :mod:`_sealed`; no content of
-theirs is ever part of a result, an error or a diff.
+itself, and all of the relay's state folder. The key and certificate for TLS (``IFACE.tls``) are among them.
+They leave a host only sealed, see :mod:`_sealed`; no content of theirs is ever part of a result, an error or
+a diff.
 """
 
 from __future__ import annotations
@@ -216,6 +217,15 @@ def differing(place: Place, items: list[Item]) -> list[str]:
     ]
 
 
+def has_tls_key(place: Place, items: list[Item]) -> bool:
+    """Whether the host knows by which key it is the one for TLS: the items have it, or it is there already.
+
+    :raises HostError: the host's files cannot be read.
+    """
+    wanted = (CONFIG, f"{place.name}.tls/key.pem")
+    return any((item.root, item.path) == wanted for item in (*items, *collect(place)))
+
+
 # --- On the way ---------------------------------------------------------------------------------------------
 
 
@@ -306,7 +316,7 @@ def take(place: Place, sealed: bytes, check_mode: bool) -> dict[str, Any]:
     changed = differing(place, items)
     if changed and not check_mode:
         put_back(place, items)
-    return {"changed": bool(changed), "files": changed}
+    return {"changed": bool(changed), "files": changed, "tls_key": has_tls_key(place, items)}
 
 
 def restore(params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:

@@ -10,8 +10,9 @@ DOCUMENTATION = r"""
 module: relay_backup
 short_description: Back up what makes a relay who it is, encrypted with ansible-vault
 description:
-  - Writes one file on the controller with the relay's keys, what its devices have used of their quotas, and a
-    copy of the fleet's registry. Everything else of a host comes from the inventory.
+  - Writes one file on the controller with the relay's keys, its certificate for TLS, what its devices have
+    used of their quotas, and a copy of the fleet's registry. Everything else of a host comes from the
+    inventory.
   - The file is encrypted with the vault password of the run before it touches the controller's disk. Its mode
     is V(0600).
   - On its way from the host the content is encrypted for the task alone. It is in no output, whatever the
@@ -95,7 +96,7 @@ files:
   returned: success
   type: list
   elements: str
-  sample: [/etc/culvert/culvert0.key]
+  sample: [/etc/culvert/culvert0.key, /etc/culvert/culvert0.tls/key.pem]
 option:
   description: The option to look at.
   returned: when bad input was refused

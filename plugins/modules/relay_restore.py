@@ -12,6 +12,8 @@ short_description: Make a host the relay that a backup is of
 description:
   - Puts the keys of a backup of M(culvert.vpn.relay_backup) on a host, and the registry where the
     controller has none. M(culvert.vpn.fleet_registry) and the roles do the rest.
+  - The key and the certificate for TLS are among them (M(culvert.vpn.relay_certificate)). A backup from
+    before the host had these is restored without, and the module warns if clients know it by their pin.
   - The backup is decrypted in the controller's memory. On its way to the host the content is encrypted for
     the host alone.
 author:
@@ -92,6 +94,13 @@ registry_restored:
   returned: success
   type: bool
   sample: false
+tls_key:
+  description:
+    - Whether the host has a private key for TLS now, of the backup or its own.
+    - In check mode, whether it would have one.
+  returned: success
+  type: bool
+  sample: true
 option:
   description: The option to look at.
   returned: when bad input was refused

@@ -111,6 +111,19 @@ def known_key(path: str, host: str) -> str:
     return entry.public_key if entry else ""
 
 
+def known_pins(path: str, host: str, backup: Backup) -> tuple[str, ...]:
+    """Return the pins by which clients know a host that takes them over TLS: as the registry has them, or the
+    backup's, where there is no registry (yet, in check mode).
+
+    :raises RegistryError: it is damaged.
+    """
+    registry = _registry.read(path)
+    if registry is None and backup.registry:
+        registry = _registry.parse(backup.registry, "of the backup")
+    entry = registry.hosts.get(host) if registry else None
+    return entry.tls_pin if entry else ()
+
+
 def _text(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as stream:

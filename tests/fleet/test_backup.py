@@ -1,6 +1,9 @@
 # Copyright (c) 2026, Culvert contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A server is backed up, burns down, and is back on a blank host: its clients have not been touched."""
+"""A server is backed up, burns down, and is back on a blank host: its clients have not been touched.
+
+They know it by its key and, as they come by TLS alone, by its certificate's.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ _BACK_WITHIN_S = 60.0
 
 @pytest.fixture(scope="module")
 def deployed(fleet: Fleet) -> Fleet:
+    fleet.variables |= {"relay_transports": ["udp", "tls"], "client_transports": ["tls"]}
     fleet.deploy().check()
     fleet.await_sessions()
     (fleet.directory / "vault").write_text("a password\n")
@@ -38,13 +42,17 @@ def kept(fleet: Fleet, label: str) -> dict[str, tuple[int, bytes]]:
     """The secret files of a host: mode and content."""
     folder = fleet.machines[label].path("/etc/culvert")
     files = [path for path in folder.rglob(f"{DEVICE}.*") if path.is_file() and path.suffix != ".conf"]
-    files += [path for path in folder.glob(f"{DEVICE}.psk/*") if path.is_file()]
+    files += [path for name in ("psk", "tls") for path in folder.glob(f"{DEVICE}.{name}/*") if path.is_file()]
     return {str(path.relative_to(folder)): (path.stat().st_mode, path.read_bytes()) for path in files}
 
 
 def spellings(secret: bytes) -> set[bytes]:
     """How a secret could be written down."""
     text = secret.strip()
+    if text.startswith(b"-----BEGIN"):
+        # By lines, as they may be quoted, and as a whole.
+        lines = [line for line in text.splitlines() if not line.startswith(b"-----")]
+        return {base64.b64encode(secret), base64.b64encode(text), *lines}
     found = {text, text.hex().encode(), base64.b64encode(text), base64.b64encode(secret)}
     try:
         raw = base64.b64decode(text, validate=True)
@@ -54,7 +62,8 @@ def spellings(secret: bytes) -> set[bytes]:
 
 
 def assert_not_told(fleet: Fleet, secrets: dict[str, tuple[int, bytes]], *texts: bytes) -> None:
-    told = [(path, content) for path, (_mode, content) in secrets.items() if not path.endswith(".pub")]
+    public = (".pub", "/certificate.pem")
+    told = [(path, content) for path, (_mode, content) in secrets.items() if not path.endswith(public)]
     assert told
     on_disk = [path.read_bytes() for path in (fleet.directory / "backups").iterdir()]
     for path, content in told:
@@ -76,7 +85,7 @@ def test_without_a_vault_password_nothing_is_asked_and_nothing_written(deployed:
 
 def test_a_backup_is_encrypted_and_the_keys_are_told_to_nobody(deployed: Fleet) -> None:
     secrets = kept(deployed, SERVER)
-    assert f"{DEVICE}.key" in secrets
+    assert {f"{DEVICE}.key", f"{DEVICE}.tls/key.pem"} <= set(secrets)
     folder = deployed.directory / "backups"
     done = run(deployed, BACKUP, "vault", "-vvvv", backup_dir=str(folder)).check()
     assert set(done.recap) == {SERVER}

@@ -235,6 +235,20 @@ HOSTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
             "problems": [],
         },
     ),
+    "restored-gate": (
+        {},
+        {
+            "relay_transports": ["tls"],
+            "__relay_certificate": {"pin": "cGlu", "changed": False},
+            "__relay_restored": {"files": ["/etc/culvert/culvert0.key", "/etc/culvert/culvert0.tls/key.pem"]},
+        },
+        {"reloads": True},
+    ),
+    "again-gate": (
+        {},
+        {"relay_transports": ["tls"], "__relay_restored": {"files": ["/etc/culvert/culvert0.psk/0123"]}},
+        {"reloads": False},
+    ),
     "plain-gate": ({}, {}, {"transports": {}, "listens": [0, 0], "reloads": False, "pin": ""}),
     "hidden-gate": (
         {},

@@ -22,10 +22,21 @@ from ansible_collections.culvert.vpn.plugins.plugin_utils._registry import Entry
 
 ROOT = Path(__file__).resolve().parents[4]
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
+TLS_KEY = "-----BEGIN PRIVATE KEY-----\nbm90IGZvciBhbnlib2R5\n-----END PRIVATE KEY-----\n"
+PIN = _x25519.to_base64(bytes(range(2, 34)))
+_ALONE = "is from before this host had a key for TLS"
 # By name: on which host, with which options, and what is said; nothing for what works.
 RESTORES: dict[str, tuple[str, dict[str, Any], str]] = {
     "blank": ("gate", {"registry": "no-registry.txt"}, ""),
     "again": ("gate", {"config_dir": "blank"}, ""),
+    "before TLS": ("gate", {"backup": "{older}"}, ""),
+    "before TLS, no registry": ("gate", {"backup": "{older}", "registry": "no-registry-either.txt"}, ""),
+    "before TLS, which it has": ("gate", {"backup": "{older}", "config_dir": "full"}, ""),
+    "before TLS, unknown": (
+        "gate",
+        {"backup": "{older}", "registry": "plain.txt", "config_dir": "unknown"},
+        "",
+    ),
     "stranger": ("other", {}, "The backup is of gate, not of other"),
     "other host, meant": ("other", {"force": True}, ""),
     "other key": ("gate", {"config_dir": "taken"}, "The host has a key already"),
@@ -47,8 +58,15 @@ def have_key(folder: Path, private: bytes) -> None:
     (folder / "culvert0.key").chmod(0o400)
 
 
-def have_registry(path: Path, key: bytes) -> None:
-    entry = Entry("server", "10.86.0.1/16", "", public(key), "gate.example.net:51820", ())
+def have_tls_key(folder: Path) -> None:
+    (folder / "culvert0.tls").mkdir(0o700)
+    (folder / "culvert0.tls/key.pem").write_text(TLS_KEY)
+    (folder / "culvert0.tls/key.pem").chmod(0o600)
+
+
+def have_registry(path: Path, key: bytes, pin: str = PIN) -> None:
+    tls: dict[str, Any] = {"transports": {"udp": 51820, "tls": 443}, "tls_pin": (pin,)} if pin else {}
+    entry = Entry("server", "10.86.0.1/16", "", public(key), "gate.example.net:51820", (), **tls)
     write(str(path), Registry().with_hosts({"gate": entry}))
 
 
@@ -58,9 +76,12 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         have_key(folder / "full", KEY)
+        have_tls_key(folder / "full")
+        have_key(folder / "early", KEY)
         have_key(folder / "taken", OTHER_KEY)
         have_registry(folder / "registry.txt", KEY)
         have_registry(folder / "rotated.txt", OTHER_KEY)
+        have_registry(folder / "plain.txt", KEY, "")
         agreements = Path(_agreements.folder(str(folder / "registry.txt")))
         agreements.mkdir()
         (agreements / "client.txt").write_text("public")
@@ -72,7 +93,16 @@ class Run:
         backup = {"config_dir": f"{folder}/full", "directory": f"{folder}/backups"}
         wish = {**backup, "state_dir": f"{folder}/none", "registry": f"{folder}/registry.txt"}
         tasks: list[dict[str, Any]] = [
-            {"culvert.vpn.relay_backup": wish, "register": "made", "when": "inventory_hostname == 'gate'"}
+            {"culvert.vpn.relay_backup": wish, "register": "made", "when": "inventory_hostname == 'gate'"},
+            {
+                "culvert.vpn.relay_backup": {
+                    **wish,
+                    "config_dir": f"{folder}/early",
+                    "directory": f"{folder}/older",
+                },
+                "register": "older",
+                "when": "inventory_hostname == 'gate'",
+            },
         ]
         for number, (name, (host, options, _said)) in enumerate(RESTORES.items()):
             tasks += self._restore(number, name, host, options)
@@ -88,6 +118,8 @@ class Run:
         wish = {"config_dir": name.partition(",")[0], "registry": "registry.txt", **options}
         paths = {key: f"{self.folder}/{value}" for key, value in wish.items() if key != "force"}
         paths.setdefault("backup", "{{ hostvars['gate'].made.path }}")
+        if wish.get("backup") == "{older}":
+            paths["backup"] = "{{ hostvars['gate'].older.path }}"
         task = {**paths, "state_dir": f"{self.folder}/state", "force": options.get("force", False)}
         return [
             {
@@ -141,7 +173,18 @@ def test_what_may_not_be_restored_is_refused_and_what_may_is_there(run: Run, nam
     key = run.folder / folder / "culvert0.key"
     assert (key.read_text(), key.stat().st_mode & 0o777) == (_x25519.to_base64(KEY) + "\n", 0o400)
     assert found["public_key"] == public(KEY)
-    assert found["changed"] == (name != "again")
+    assert found["changed"] == (name not in ("again", "before TLS, which it has"))
+    tls_key = run.folder / folder / "culvert0.tls/key.pem"
+    assert tls_key.exists() == found["tls_key"] == (not name.startswith("before TLS") or folder == "full")
+    if found["tls_key"]:
+        assert (tls_key.read_text(), tls_key.stat().st_mode & 0o777) == (TLS_KEY, 0o600)
+
+
+@pytest.mark.parametrize("name", [name for name, (*_, said) in RESTORES.items() if not said])
+def test_who_needs_another_pin_is_told_of(run: Run, name: str) -> None:
+    warned = [text for text in run.result(name).get("warnings", []) if _ALONE in text]
+    assert len(warned) == (name in ("before TLS", "before TLS, no registry"))
+    assert not warned or f"by the pin {PIN}" in warned[0]
 
 
 def test_the_registry_comes_back_where_there_is_none(run: Run) -> None:
@@ -155,7 +198,9 @@ def test_the_registry_comes_back_where_there_is_none(run: Run) -> None:
 def test_no_key_is_in_the_output_or_in_any_other_file(run: Run) -> None:
     spellings = [_x25519.to_base64(key) for key in (KEY, OTHER_KEY)] + [KEY.hex(), OTHER_KEY.hex()]
     spellings += [base64.b64encode(f"{text}\n".encode()).decode() for text in spellings]
-    files = [path for path in run.folder.rglob("*") if path.is_file() and path.name != "culvert0.key"]
+    spellings += [TLS_KEY.splitlines()[1], base64.b64encode(TLS_KEY.encode()).decode()]
+    there = {"culvert0.key", "key.pem"}
+    files = [path for path in run.folder.rglob("*") if path.is_file() and path.name not in there]
     for text in [run.output, *(path.read_bytes().decode(errors="replace") for path in files)]:
         assert not any(spelling in text for spelling in spellings)
     (backup,) = (run.folder / "backups").iterdir()

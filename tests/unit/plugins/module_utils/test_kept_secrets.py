@@ -19,19 +19,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 KEY = bytes(range(32))
+TLS_KEY = "-----BEGIN PRIVATE KEY-----\nbm90IGZvciBhbnlib2R5\n-----END PRIVATE KEY-----\n"
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(_kept_secrets, "RUN_DIR", str(tmp_path))
     made = Place("culvert0", str(tmp_path / "etc"), str(tmp_path / "state"))
-    for folder in ("etc/culvert0.psk", "etc/culvert0.one.psk", "state/culvert0", "state/culvert0.one"):
+    for folder in (
+        "etc/culvert0.psk",
+        "etc/culvert0.tls",
+        "etc/culvert0.one.psk",
+        "state/culvert0",
+        "state/culvert0.one",
+    ):
         (tmp_path / folder).mkdir(parents=True)
     for path, text, mode in (
         ("etc/culvert0.key", _x25519.to_base64(KEY) + "\n", 0o400),
         ("etc/culvert0.next.key", "the next one", 0o400),
         ("etc/culvert0.psk/0123", "a pre-shared key", 0o400),
         ("etc/culvert0.psk/kem", "a seed", 0o400),
+        ("etc/culvert0.tls/key.pem", TLS_KEY, 0o600),
+        ("etc/culvert0.tls/certificate.pem", "a certificate", 0o644),
         ("etc/culvert0.conf", "not kept", 0o640),
         ("etc/culvert0.one.conf", "not ours", 0o640),
         ("etc/culvert0.one.key", "not ours", 0o400),
@@ -44,6 +53,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
         file.write_text(text)
         file.chmod(mode)
     (tmp_path / "etc/culvert0.psk").chmod(0o700)
+    (tmp_path / "etc/culvert0.tls").chmod(0o700)
+    if os.geteuid() == 0:
+        for path in ("", "key.pem", "certificate.pem"):
+            os.chown(tmp_path / "etc/culvert0.tls" / path, 51820, 51821)
     return made
 
 
@@ -59,6 +72,7 @@ def test_keys_and_usage_of_one_interface_and_nothing_else(place: Place) -> None:
     items = {item.path: item for item in _kept_secrets.collect(place)}
     assert set(items) == {
         *("culvert0.key", "culvert0.next.key", "culvert0.psk", "culvert0.psk/0123", "culvert0.psk/kem"),
+        *("culvert0.tls", "culvert0.tls/certificate.pem", "culvert0.tls/key.pem"),
         "usage",
     }
     assert (items["culvert0.psk"].mode, items["culvert0.psk"].content) == (0o700, None)
@@ -72,7 +86,9 @@ def test_onto_a_blank_host_by_what_the_modules_say_to_each_other(place: Place, t
     files = controller.open(base64.b64decode(found["sealed"]))
     # What Ansible carries, and may show or keep, has none of it.
     carried = json.dumps(found)
-    for secret in (_x25519.to_base64(KEY), KEY.hex(), "a seed", base64.b64encode(b"a seed").decode()):
+    wrapped = base64.b64encode(TLS_KEY.encode()).decode()
+    seed = base64.b64encode(b"a seed").decode()
+    for secret in (_x25519.to_base64(KEY), KEY.hex(), "a seed", seed, TLS_KEY.splitlines()[1], wrapped):
         assert secret not in carried
         assert secret not in repr(_kept_secrets.collect(place))
 
@@ -84,7 +100,7 @@ def test_onto_a_blank_host_by_what_the_modules_say_to_each_other(place: Place, t
     sealed = _sealed.seal(files, base64.b64decode(offer["recipient"]))
     wish = params(blank, sealed=base64.b64encode(sealed).decode())
     done = _kept_secrets.restore(wish, check_mode=False)
-    assert len(done["files"]) == 6
+    assert (len(done["files"]), done["tls_key"]) == (9, True)
     assert not key_file.exists()
     assert _kept_secrets.collect(blank) == _kept_secrets.collect(place)
     assert not list(tmp_path.glob("new/etc/.*"))
@@ -99,7 +115,7 @@ def test_onto_a_blank_host_by_what_the_modules_say_to_each_other(place: Place, t
     assert offer["public_key"] == public(KEY)
     sealed = _sealed.seal(files, base64.b64decode(offer["recipient"]))
     again = _kept_secrets.restore(params(blank, sealed=base64.b64encode(sealed).decode()), check_mode=False)
-    assert again == {"changed": False, "files": []}
+    assert again == {"changed": False, "files": [], "tls_key": True}
 
 
 def test_check_mode_writes_nothing(place: Place, tmp_path: Path) -> None:
@@ -109,8 +125,44 @@ def test_check_mode_writes_nothing(place: Place, tmp_path: Path) -> None:
     sealed = base64.b64encode(_sealed.seal(files, base64.b64decode(offer["recipient"]))).decode()
     done = _kept_secrets.restore(params(blank, sealed=sealed), check_mode=True)
     assert done["changed"]
-    assert len(done["files"]) == 6
+    assert (len(done["files"]), done["tls_key"]) == (9, True)
     assert not (tmp_path / "new").exists()
+
+
+def put(place: Place, items: list[Item], check_mode: bool = False) -> dict[str, Any]:
+    """What a host says that these are restored on."""
+    offer = _kept_secrets.restore(params(place), check_mode=check_mode)
+    sealed = _sealed.seal(_kept_secrets.dumped(place, items), base64.b64decode(offer["recipient"]))
+    wish = params(place, sealed=base64.b64encode(sealed).decode())
+    return _kept_secrets.restore(wish, check_mode=check_mode)
+
+
+def test_the_key_for_tls_is_put_back_as_it_was_and_for_whom(place: Place, tmp_path: Path) -> None:
+    blank = Place("culvert0", str(tmp_path / "new/etc"), str(tmp_path / "new/state"))
+    put(blank, _kept_secrets.collect(place))
+    folder, was = tmp_path / "new/etc/culvert0.tls", tmp_path / "etc/culvert0.tls"
+    assert (folder / "key.pem").read_text() == TLS_KEY
+    for path, mode in (("", 0o700), ("key.pem", 0o600), ("certificate.pem", 0o644)):
+        there, before = (folder / path).stat(), (was / path).stat()
+        assert there.st_mode & 0o777 == mode
+        assert (there.st_uid, there.st_gid) == (before.st_uid, before.st_gid)
+    # Another one that was made meanwhile goes: clients know the one that was.
+    (folder / "key.pem").write_text("made meanwhile")
+    assert put(blank, _kept_secrets.collect(place))["files"] == [str(folder / "key.pem")]
+    assert (folder / "key.pem").read_text() == TLS_KEY
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_a_backup_from_before_tls_says_so_and_takes_nothing_away(
+    place: Place, tmp_path: Path, check_mode: bool
+) -> None:
+    older = [item for item in _kept_secrets.collect(place) if not item.path.startswith("culvert0.tls")]
+    blank = Place("culvert0", str(tmp_path / "new/etc"), str(tmp_path / "new/state"))
+    done = put(blank, older, check_mode)
+    assert (len(done["files"]), done["tls_key"]) == (6, False)
+    assert not (tmp_path / "new/etc/culvert0.tls").exists()
+    assert put(place, older, check_mode) == {"changed": False, "files": [], "tls_key": True}
+    assert (tmp_path / "etc/culvert0.tls/key.pem").read_text() == TLS_KEY
 
 
 def test_a_link_in_the_place_of_a_folder_leads_nowhere(place: Place, tmp_path: Path) -> None:
