@@ -125,7 +125,9 @@ REFUSALS = {
         ["gone1, gone2, gone3, gone4", "site_max_removals"],
         host_state=registered("gone1", "gone2", "gone3", "gone4"),
     ),
-    "a registry of a newer version": Refusal(["newer version", "format 99"], host_state=registered(format=99)),
+    "a registry of a newer version": Refusal(
+        ["newer version", "format 99"], host_state=registered(format=99)
+    ),
     "a damaged registry": Refusal(["damaged", "version control"], host_state=registered(hosts=[])),
     "/dev/net/tun missing": Refusal(
         ["demo-client1 has no /dev/net/tun", "modprobe tun"], arguments=ALONE, host_state=tun_missing
