@@ -180,7 +180,7 @@ def test_what_may_not_be_restored_is_refused_and_what_may_is_there(run: Run, nam
         assert (tls_key.read_text(), tls_key.stat().st_mode & 0o777) == (TLS_KEY, 0o600)
 
 
-@pytest.mark.parametrize("name", [name for name, (*_, said) in RESTORES.items() if not said])
+@pytest.mark.parametrize("name", [name for name, row in RESTORES.items() if not row[-1]])
 def test_who_needs_another_pin_is_told_of(run: Run, name: str) -> None:
     warned = [text for text in run.result(name).get("warnings", []) if _ALONE in text]
     assert len(warned) == (name in ("before TLS", "before TLS, no registry"))
