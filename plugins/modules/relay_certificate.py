@@ -16,7 +16,7 @@ description:
   - Clients know a relay by the pin of its key, so a key that was made is kept, always. Only the certificate
     is made anew, 30 days before it expires.
   - The relay's image makes both, in a container that ends at once and has neither a network nor a capability.
-    The key never leaves the host.
+    The key leaves the host in a backup alone (M(culvert.vpn.relay_backup)), sealed.
   - With files of the user's own (O(certificate_file), O(private_key_file)), what they hold is checked and
     copied. They may be links, as certbot's are, and root's alone. When they change, the copies follow with
     the next run. A key that was made before is kept beside the copy (C(key.pem.made)). Without these options
