@@ -134,6 +134,14 @@ def parse_listeners(about: str) -> list[dict[str, Any]]:
     return found
 
 
+def parse_certificate(about: str) -> str:
+    """Of the answer to ``culvert=1``: SHA-256 of the file whose certificate the relay shows, in hexadecimal;
+    empty where it shows none, or does not say.
+    """
+    lines = [line.partition("=") for line in about.splitlines()]
+    return next((value.strip() for key, _equals, value in lines if key == "certificate"), "")
+
+
 def parse_layer(about: str) -> int:
     """Of the answer to ``culvert=1``: the running relay's layer."""
     lines = [line.partition("=") for line in about.splitlines()]

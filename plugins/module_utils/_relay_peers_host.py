@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import socket
 import stat
@@ -65,7 +66,9 @@ class PeersBackend(PlainBackend):
         config = parse(text or "")
         relay = query_all(spec.socket_path)
         key, alternate = self._own_key(), self._alternate_key()
-        if relay is not None and _of_the_file_alone(config) != _of_the_file_alone(spec.config):
+        if relay is not None and (
+            _of_the_file_alone(config) != _of_the_file_alone(spec.config) or self._listens_otherwise(relay)
+        ):
             self._reload = True
         self._restart = relay is not None and relay.layer != spec.config.layer.number
         return Observed(
@@ -82,6 +85,24 @@ class PeersBackend(PlainBackend):
             preshared=self._preshared_keys(),
             addresses=self._addresses(config, relay) if relay is not None else {},
         )
+
+    def _listens_otherwise(self, relay: Relay) -> bool:
+        """Whether it takes streams elsewhere than the file says, or shows another certificate than is there: a
+        run that ended between writing and telling leaves it like that.
+        """
+        wanted = self.spec.config.listeners
+        ports = {"tcp": wanted.tcp, "tls": wanted.tls}
+        if relay.listeners != {name: port for name, port in ports.items() if port}:
+            return True
+        if not wanted.tls or not relay.certificate:
+            return False
+        path = os.path.join(os.path.dirname(self.spec.config_path), wanted.certificate_file)
+        try:
+            with open(path, "rb") as file:
+                return hashlib.sha256(file.read()).hexdigest() != relay.certificate
+        except OSError:
+            # Nothing that it could read instead.
+            return False
 
     def _protection(self, text: str | None) -> tuple[int, int, int]:
         if text is None:

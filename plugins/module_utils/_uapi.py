@@ -26,7 +26,7 @@ from ._core import HostError, SpecError
 from ._options import Options
 from ._relay_failover import Failover, parse_failover
 from ._relay_limits import Limits, Usage, parse_usage
-from ._relay_listeners import LAYER_IP, parse_layer
+from ._relay_listeners import LAYER_IP, parse_certificate, parse_layer, parse_listeners
 from ._relay_succession import Standing, Succession, parse_succession
 from ._relay_ways import Current, Ways, parse_ways
 
@@ -77,6 +77,9 @@ class Relay:
     :ivar alternate_key: public key of its alternate identity, ``None`` without one. Only :func:`query_all`
         tells.
     :ivar layer: 3 for IP packets, 2 for Ethernet frames. Only :func:`query_all` tells.
+    :ivar listeners: TCP ports on which it takes streams, by transport. Only :func:`query_all` tells.
+    :ivar certificate: SHA-256 of the file whose certificate it shows there, in hexadecimal; empty where it does
+        not say. Only :func:`query_all` tells.
     """
 
     public_key: str | None = None
@@ -86,6 +89,8 @@ class Relay:
     failover: Failover | None = None
     alternate_key: str | None = None
     layer: int = LAYER_IP
+    listeners: Mapping[str, int] = field(default_factory=dict)
+    certificate: str = ""
 
 
 class Refused(HostError):
@@ -218,8 +223,13 @@ def query_all(path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Relay | None:
         return None
     said = about(path, timeout_s)
     found = with_limits(with_failover(relay, parse_failover(said)), parse_usage(said))
-    found = with_ways(replace(found, layer=parse_layer(said)), parse_ways(said))
-    return with_succession(found, parse_succession(said))
+    found = replace(
+        found,
+        layer=parse_layer(said),
+        listeners={row["transport"]: row["port"] for row in parse_listeners(said)},
+        certificate=parse_certificate(said),
+    )
+    return with_succession(with_ways(found, parse_ways(said)), parse_succession(said))
 
 
 def with_ways(relay: Relay, found: Mapping[str, Current]) -> Relay:

@@ -442,7 +442,8 @@ reload:
       streams or limits of layer 2, with events another name of a peer, or a peer whose one endpoint is a host
       name. The relay was told an address of that, or nothing where the name does not resolve, and then looks
       it up by itself.
-    - That a certificate was renewed in its file is not told here, but by M(culvert.vpn.relay_certificate).
+    - That the relay listens for streams on other ports than these, or shows another certificate than the one
+      in O(tls_certificate_file).
   returned: success
   type: bool
   sample: false

@@ -61,3 +61,29 @@ def test_events_and_limits_of_a_relay_at_work(site: Site) -> None:
     eventually(site.ping, 20, "the client is let in again")
     site.server.stop()
     assert site.client in usage.read_text()
+
+
+def test_a_certificate_that_the_relay_was_not_told_of(site: Site) -> None:
+    """As after a run that ended between writing the file and telling the relay: the next one tells it."""
+    folder = site.directory / "tls"
+    site.server.culvert("certificate", "--directory", str(folder), "--name", "a.example.org")
+    files = {
+        "tls_certificate_file": str(folder / "certificate.pem"),
+        "tls_private_key_file": str(folder / "key.pem"),
+    }
+    wished = {"listen_tls": 8443, **files}
+    site.start()
+    process = site.server.process
+    assert process is not None
+    for _run in ("writes the file", "finds it there"):
+        assert site.run(site.client_peer, **wished)["reload"] is True
+    process.send_signal(signal.SIGHUP)
+    eventually(lambda: not site.run(site.client_peer, **wished)["reload"], 5, "it listens")
+
+    (folder / "certificate.pem").unlink()
+    assert site.run(site.client_peer, **wished)["reload"] is False, "there is nothing to be read"
+    site.server.culvert("certificate", "--directory", str(folder), "--name", "b.example.org")
+    assert site.run(site.client_peer, **wished)["reload"] is True
+    process.send_signal(signal.SIGHUP)
+    eventually(lambda: not site.run(site.client_peer, **wished)["reload"], 5, "it shows the new one")
+    assert site.run(site.client_peer)["reload"] is True, "and is to end that"

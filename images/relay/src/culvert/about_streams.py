@@ -13,12 +13,14 @@ __all__ = ["read_streams", "show_streams", "stream_lines"]
 
 
 def stream_lines(streams: StreamTransport | None) -> str:
-    """``listener=SCHEME PORT`` and ``streams=CONNECTIONS STRANGERS DROPPED_MESSAGES REFUSED``; nothing where
-    no streams are in use.
+    """``listener=SCHEME PORT``, ``certificate=SHA256`` of the certificate's file, and
+    ``streams=CONNECTIONS STRANGERS DROPPED_MESSAGES REFUSED``; nothing where no streams are in use.
     """
     if streams is None:
         return ""
     lines = [f"listener={scheme} {port}" for scheme, port in sorted(streams.ports.items())]
+    if "tls" in streams.ports and streams.certificate_digest:
+        lines.append(f"certificate={streams.certificate_digest}")
     lines.append("streams=" + " ".join(str(number) for number in streams.stats))
     return "".join(f"{line}\n" for line in lines)
 

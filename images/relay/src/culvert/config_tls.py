@@ -6,6 +6,7 @@ that fails its first client is worse than a file that is refused.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping
@@ -36,10 +37,14 @@ class BadListener(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TlsListener:
-    """A port, and what it shows to those who come there."""
+    """A port, and what it shows to those who come there.
+
+    :ivar digest: SHA-256 of the certificate's file, in hexadecimal.
+    """
 
     port: int
     context: ssl.SSLContext
+    digest: str
 
 
 def read_listen_port(text: str) -> int:
@@ -81,7 +86,17 @@ def tls_listener(values: Mapping[str, Any], folder: str) -> TlsListener | None:
         raise BadListener("listentls", f"ListenTLS: port {port} is that of ListenTCP")
     paths = {option: os.path.join(folder, values[option]) for option in _FILES}
     context = _context(paths, values.get("tlsalpn", DEFAULT_ALPN))
-    return TlsListener(port, context)
+    return TlsListener(port, context, _digest(paths["tlscertificatefile"]))
+
+
+def _digest(path: str) -> str:
+    """:raises BadListener: the file has gone since it was loaded."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError as error:
+        message = f"TLSCertificateFile: {path}: {error.strerror}"
+        raise BadListener("tlscertificatefile", message) from None
 
 
 def _context(paths: Mapping[str, str], alpn: tuple[str, ...]) -> ssl.SSLContext:

@@ -50,8 +50,10 @@ class Doors(AbstractContextManager["Doors"]):
             # Whoever uses no streams does not pay for what TLS takes.
             from .transport.tls import TlsOpener
 
-            server = None if self._config.tls_listener is None else self._config.tls_listener.context
+            tls = self._config.tls_listener
+            server = None if tls is None else tls.context
             self._streams.openers["tls"] = TlsOpener(server, self._config.tls_alpn)
+            self._streams.certificate_digest = "" if tls is None else tls.digest
             self._streams.listen(self._ports, opened)
 
     def __exit__(

@@ -83,6 +83,8 @@ class StreamTransport:
     ) -> None:
         self.openers: dict[str, Opener] = {one.scheme: one for one in (PlainOpener(), *openers)}
         "By scheme; a new one is used for connections from then on."
+        self.certificate_digest = ""
+        "SHA-256 of the file whose certificate ``tls`` shows, for whoever asks; empty without one."
         self._clock = clock
         self._mark = mark
         self._most = descriptors() if most is None else most
