@@ -18,25 +18,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from bench import measure
+from bench.command import measured, say, summary, undisturbed
 from bench.machine import describe
 from bench.packaged import OpenVpnTcp
 from bench.report import NOTHING, TIMES, Results, number, table
 from bench.streams_contenders import PlainListener, TcpRelay, TcpRelayWithoutFrames, TlsRelay, UdpRelay
-from bench.throughput import say, stop, summary, undisturbed
 from bench.topology import Contender, Hosts, Options, make_hosts
 from tests.netns.endpoints import REPOSITORY
-from tests.netns.lab import Lab, LabError, remove_stale
+from tests.netns.lab import Lab, LabError
 
 CONTENDERS: dict[str, type[Contender]] = {
     kind.name: kind
@@ -45,7 +42,7 @@ CONTENDERS: dict[str, type[Contender]] = {
 OTHERS = ("openvpn-tcp", "listener")
 DIRECTIONS = {"tcp1-up": "up", "tcp1-down": "down"}
 PROGRAMS = "iperf3 ip nsenter setpriv sysctl ping ethtool iptables wg openvpn openssl"
-CONGESTION = "net.ipv4.tcp_congestion_control"
+CONGESTION = "net.ipv4.tcp_{}congestion_control"
 # What the transports have to reach: so many times either of the others, at no more CPU per GB than our UDP.
 WANTED_TIMES = 10.0
 
@@ -70,9 +67,8 @@ def one_round(
     lab = Lab(directory)
     try:
         hosts = make_hosts(lab, plain_wire=options.plain_wire or options.loss > 0, delay_ms=options.delay)
-        if options.congestion:
-            for host in lab.hosts:
-                host.sysctl(CONGESTION, options.congestion)
+        for host in lab.hosts:
+            host.sysctl(CONGESTION.format(""), options.congestion)
         contender = CONTENDERS[name](hosts, Options())
         yield {"start.s": contender.first_reply_s()}
         measure.serve(contender)
@@ -197,9 +193,12 @@ def verdicts(results: Results) -> list[str]:
     return lines
 
 
-def congestion_control() -> str:
-    """What this machine uses unless it is told otherwise."""
-    return Path("/proc/sys", *CONGESTION.split(".")).read_text().strip()
+def usual_congestion_control() -> str:
+    """Linux's default, or what is nearest to it of what may be used here: a machine that has BBR for all its
+    TCP measures something else, since that paces what it sends.
+    """
+    allowed = Path("/proc/sys", *CONGESTION.format("allowed_").split(".")).read_text().split()
+    return "cubic" if "cubic" in allowed else "reno"
 
 
 def notes(results: Results, options: argparse.Namespace) -> list[str]:
@@ -216,7 +215,7 @@ def notes(results: Results, options: argparse.Namespace) -> list[str]:
     return [
         f"Machine: {describe([*packages, 'iperf3'])}.",
         f"Client to server: {wire}{lost}. One TCP stream{more}, {options.seconds} s each way.",
-        f"Congestion control of all TCP: {options.congestion or congestion_control()}.",
+        f"Congestion control of all TCP: {options.congestion}.",
         f"Medians of {options.rounds} rounds, ± half of the range.",
         f"All of it shares {os.cpu_count()} cores. How busy others kept them before each round: {busy}.",
     ]
@@ -245,7 +244,7 @@ def write(results: Results, failures: list[str], options: argparse.Namespace) ->
     options.output.mkdir(parents=True, exist_ok=True)
     stem = "streams" + (f"-loss-{options.loss:g}" if options.loss else "")
     stem += f"-delay-{options.delay:g}" if options.delay else ""
-    stem += f"-{options.congestion}" if options.congestion else ""
+    stem += f"-{options.congestion}" if options.congestion == "bbr" else ""
     (options.output / f"{stem}.md").write_text(text)
     raw = {"notes": notes(results, options), "options": vars(options), "values": results.values}
     (options.output / f"{stem}.json").write_text(
@@ -263,8 +262,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seconds", type=int, default=3, metavar="S", help="each way; default %(default)s, at most 30")
     add("--loss", type=float, default=0.0, metavar="PERCENT", help="lost on the way, each way; at most 20")
     add("--delay", type=float, default=0.0, metavar="MS", help="of each packet, each way; at most 200")
-    congestion = "of all TCP, in the tunnel and below it; one of net.ipv4.tcp_allowed_congestion_control"
-    add("--congestion", choices=("cubic", "bbr", "reno"), default="", help=congestion)
+    congestion = "of all TCP, in the tunnel and below it; default: cubic, or reno where that is not allowed"
+    add("--congestion", choices=("cubic", "bbr", "reno"), default=usual_congestion_control(), help=congestion)
     add("--plain-wire", action="store_true", help="no segmentation offload between client and server")
     add("--output", type=Path, default=REPOSITORY / ".cache" / "bench", metavar="DIRECTORY")
     options = parser.parse_args(arguments)
@@ -276,25 +275,5 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def main() -> int:
-    options = parse()
-    missing = [program for program in PROGRAMS.split() if not shutil.which(program)]
-    if os.geteuid() != 0 or missing:
-        say("must run as root" if os.geteuid() else f"missing: {', '.join(missing)}; tools/packages.sh bench")
-        return 1
-    signal.signal(signal.SIGTERM, stop)
-    remove_stale()
-    try:
-        with tempfile.TemporaryDirectory(prefix="culvert-bench-") as directory:
-            results, failures = run(options, Path(directory))
-    except KeyboardInterrupt:
-        say("\ninterrupted; everything is taken away again")
-        return 130
-    say("\n" + write(results, failures, options))
-    for failure in failures:
-        say(f"FAILED: {failure.splitlines()[0]}")
-    return 1 if failures else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(measured(parse(), PROGRAMS, run, write))

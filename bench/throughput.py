@@ -14,28 +14,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import measure, packets
+from bench.command import measured, say, summary, undisturbed
 from bench.machine import describe
 from bench.packaged import Nebula, OpenVpn, Tinc
 from bench.plot import svg
-from bench.report import Results, markdown, number
+from bench.report import Results, markdown
 from bench.search import CONFIRM_S, LOSS
 from bench.topology import Contender, Options, Raw, make_hosts
 from bench.wireguard import CompiledRelay, DebianWireGuardGo, PythonRelay
 from tests.netns.endpoints import REPOSITORY
-from tests.netns.lab import Lab, LabError, remove_stale
+from tests.netns.lab import Lab, LabError
 
 CONTENDERS: dict[str, type[Contender]] = {
     kind.name: kind for kind in (Raw, CompiledRelay, PythonRelay, DebianWireGuardGo, OpenVpn, Nebula, Tinc)
@@ -44,25 +42,6 @@ METRICS = ("idle", "tcp1", "tcp4", "udp64", "udp1280", "udp64-down", "udp1280-do
 DEFAULT_METRICS = METRICS[:5]
 QUICK_CONTENDERS = ("raw", "compiled", "python", "wireguard-go", "openvpn")
 PROGRAMS = "gcc iperf3 ip nsenter setpriv sysctl ping ethtool wg wireguard-go openvpn openssl nebula tincd"
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-def summary(values: measure.Values) -> str:
-    """The values of one measurement, in a few words."""
-    parts = []
-    for key, value in values.items():
-        name, _, unit = key.partition(".")
-        if unit == "gbit_s":
-            ends = [values.get(f"{name}.{end}_cpu_s_gb") for end in ("client", "server")]
-            cpu = f" ({' / '.join(number(end) for end in ends)} CPU-s/GB)" if all(ends) else ""
-            parts.append(f"{name} {number(value)} Gbit/s{cpu}")
-        elif unit in ("rtt_ms", "packets_s", "s"):
-            text = {"rtt_ms": " ms", "packets_s": " a second", "s": " s"}[unit]
-            parts.append(number(value, text) if parts else f"{name} {number(value, text)}")
-    return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -102,17 +81,6 @@ def measure_one(contender: Contender, plan: Plan) -> Generator[measure.Values, N
     for metric in plan.metrics:
         if metric.startswith("udp"):
             yield measure_packets(contender, plan, metric)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Nothing interrupts the clean-up."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def one_round(
@@ -226,29 +194,5 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def stop(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def main() -> int:
-    options = parse()
-    missing = [program for program in PROGRAMS.split() if not shutil.which(program)]
-    if os.geteuid() != 0 or missing:
-        say("must run as root" if os.geteuid() else f"missing: {', '.join(missing)}; tools/packages.sh bench")
-        return 1
-    signal.signal(signal.SIGTERM, stop)
-    remove_stale()
-    try:
-        with tempfile.TemporaryDirectory(prefix="culvert-bench-") as directory:
-            results, failures = run(options, Path(directory))
-    except KeyboardInterrupt:
-        say("\ninterrupted; everything is taken away again")
-        return 130
-    say("\n" + write(results, failures, options))
-    for failure in failures:
-        say(f"FAILED: {failure.splitlines()[0]}")
-    return 1 if failures else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(measured(parse(), PROGRAMS, run, write))
