@@ -177,12 +177,17 @@ class TlsChannel:
         :raises BlockingIOError: there is nothing now. :raises OSError: the connection is broken, or what
             comes is not TLS.
         """
-        taken, looked = 0, False
-        room = len(view)
+        taken, looked, room = 0, False, len(view)
+        read = self._tls.read
         self.pending = False
         while taken < room:
             try:
-                got = int(self._tls.read(room - taken, view[taken:]))
+                # One record at a time, 16 KiB: so this loop is as short as it can be.
+                while got := read(room - taken, view[taken:]):
+                    taken += got
+                    if taken == room:
+                        self.pending = True
+                        return taken
             except ssl.SSLWantReadError:
                 # Now and then it has something to say that nobody asked for (KeyUpdate).
                 if self._outgoing.pending and not self._flush() and self._outgoing.pending > _MAX_WRITE_BYTES:
@@ -194,18 +199,15 @@ class TlsChannel:
                     break
                 continue
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                got = 0
+                pass
             except ssl.SSLError as error:
                 self._tell()
                 raise OSError(errno.EPROTO, f"TLS: {_reason(error)}") from None
-            if not got:
-                # After the data, the end is told by the next call.
-                self.pending = bool(taken)
-                return taken
-            taken += got
+            # After the data, the end is told by the next call.
+            self.pending = bool(taken)
+            return taken
         if not taken:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        self.pending = taken == room
         return taken
 
     def _fill(self) -> bool:
