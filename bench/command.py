@@ -76,6 +76,9 @@ def measured(options: argparse.Namespace, programs: str, run: Run, write: Write)
     except KeyboardInterrupt:
         say("\ninterrupted; everything is taken away again")
         return 130
+    except OSError as error:
+        say(f"FAILED: {error}")
+        return 1
     say("\n" + write(results, failures, options))
     for failure in failures:
         say(f"FAILED: {failure.splitlines()[0]}")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from bench import measure
+from bench import image, measure
 from bench.command import measured, say, summary, undisturbed
 from bench.machine import describe
 from bench.packaged import OpenVpnTcp
@@ -88,6 +89,10 @@ def run(options: argparse.Namespace, directory: Path) -> tuple[Results, list[str
     """All rounds, in turns forwards and backwards; returns the results and what went wrong."""
     results = Results({name: kind.title for name, kind in CONTENDERS.items()})
     failures: list[str] = []
+    if options.image:
+        python = image.unpack(options.image, directory / "image")
+        os.environ["CULVERT_COMMAND"] = shlex.join([*python, "-m", "culvert"])
+        options.inside = image.versions(python)
     for turn in range(1, options.rounds + 1):
         say(f"==> round {turn} of {options.rounds}")
         for name in options.only if turn % 2 else reversed(options.only):
@@ -212,7 +217,9 @@ def notes(results: Results, options: argparse.Namespace) -> list[str]:
     lost = f", {options.loss:g} % of the packets lost each way" if options.loss else ""
     lost += f", {options.delay:g} ms on the way, each way" if options.delay else ""
     more = ", then four" if is_bad_line(options) else ""
+    inside = [f"Our relay is that of its image: {options.inside}."] if options.inside else []
     return [
+        *inside,
         f"Machine: {describe([*packages, 'iperf3'])}.",
         f"Client to server: {wire}{lost}. One TCP stream{more}, {options.seconds} s each way.",
         f"Congestion control of all TCP: {options.congestion}.",
@@ -264,9 +271,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--delay", type=float, default=0.0, metavar="MS", help="of each packet, each way; at most 200")
     congestion = "of all TCP, in the tunnel and below it; default: cubic, or reno where that is not allowed"
     add("--congestion", choices=("cubic", "bbr", "reno"), default=usual_congestion_control(), help=congestion)
+    saved = "the relay of an image, as make image saves it, in place of the checkout's"
+    add("--image", type=Path, metavar="ARCHIVE", help=saved)
     add("--plain-wire", action="store_true", help="no segmentation offload between client and server")
     add("--output", type=Path, default=REPOSITORY / ".cache" / "bench", metavar="DIRECTORY")
     options = parser.parse_args(arguments)
+    options.inside = ""
     if not (1 <= options.rounds <= 20 and 1 <= options.seconds <= 30 and 0 <= options.loss <= 20):
         parser.error("--rounds, --seconds or --loss is out of bounds")
     if not 0 <= options.delay <= 200:
