@@ -120,8 +120,10 @@ class Loop:
             raise RuntimeError("attach a relay first")
         try:
             relay.pump()
+            moment = relay.get_timer()
             while not self._stopping:
-                for key, events in self._selector.select(self._timeout_s(relay)):
+                timeout_s = None if moment is None else max(0.0, moment - self._clock())
+                for key, events in self._selector.select(timeout_s):
                     key.data(key.fd, events)
                     if self.handed_over:
                         # What else is ready now is our successor's, and so are the sessions.
@@ -129,14 +131,11 @@ class Loop:
                 moment = relay.get_timer()
                 if moment is not None and moment <= self._clock():
                     relay.handle_timer()
+                    moment = relay.get_timer()
         except DeviceGone:
             _log.info("the interface was deleted: stopping")
         finally:
             self._close()
-
-    def _timeout_s(self, relay: Relay) -> float | None:
-        moment = relay.get_timer()
-        return None if moment is None else max(0.0, moment - self._clock())
 
     def _on_tun(self, fd: int, events: int) -> None:
         if self._relay is not None:

@@ -111,6 +111,7 @@ class TlsChannel:
         self._read_bytes = _FIRST_READ_BYTES
         self._unsent = memoryview(b"")
         self._is_secure = False
+        self._wants_more = False
         self.pending = False
         "Whether there may be more to receive although the socket has nothing."
 
@@ -177,9 +178,13 @@ class TlsChannel:
         :raises BlockingIOError: there is nothing now. :raises OSError: the connection is broken, or what
             comes is not TLS.
         """
-        taken, looked, room = 0, False, len(view)
+        # Where OpenSSL was left without a whole record, asking it again costs as much as a quarter of a record.
+        taken, looked, room = 0, self._wants_more, len(view)
         read = self._tls.read
         self.pending = False
+        if looked and not self._fill():
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self._wants_more = False
         while taken < room:
             try:
                 # One record at a time, 16 KiB: so this loop is as short as it can be.
@@ -192,11 +197,10 @@ class TlsChannel:
                 # Now and then it has something to say that nobody asked for (KeyUpdate).
                 if self._outgoing.pending and not self._flush() and self._outgoing.pending > _MAX_WRITE_BYTES:
                     raise OSError(errno.ENOBUFS, "TLS: asks, and does not take the answers") from None
-                if taken or looked:
+                if taken or looked or not self._fill():
+                    self._wants_more = True
                     break
                 looked = True
-                if not self._fill():
-                    break
                 continue
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 pass
