@@ -346,6 +346,9 @@ class Connection:
         queue = self._queue
         self.waiting_bytes -= taken
         self._taken_bytes += taken
+        if not self.waiting_bytes:
+            queue.clear()
+            return
         while taken:
             head = queue[0]
             size = len(head)

@@ -19,8 +19,8 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 from ..batch import Buffer
 from ..constants import DEFAULT_ALPN
@@ -178,9 +178,9 @@ class TlsChannel:
         :raises BlockingIOError: there is nothing now. :raises OSError: the connection is broken, or what
             comes is not TLS.
         """
-        # Where OpenSSL was left without a whole record, asking it again costs as much as a quarter of a record.
+        # Where OpenSSL was left without a whole record, asking it again costs as much as half a record.
         taken, looked, room = 0, self._wants_more, len(view)
-        read = self._tls.read
+        read = cast("Callable[[int, memoryview], int]", self._tls.read)
         self.pending = False
         if looked and not self._fill():
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -238,18 +238,22 @@ class TlsChannel:
         """
         if not self._flush():
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        pieces: list[memoryview] = []
+        pieces: list[Buffer] = []
         taken = 0
         for buffer in buffers:
-            pieces.append(memoryview(buffer)[: _MAX_WRITE_BYTES - taken])
-            taken += len(pieces[-1])
-            if taken == _MAX_WRITE_BYTES:
+            taken += len(buffer)
+            if taken > _MAX_WRITE_BYTES:
+                pieces.append(memoryview(buffer)[: _MAX_WRITE_BYTES - taken])
+                taken = _MAX_WRITE_BYTES
                 break
+            pieces.append(buffer)
         if taken:
             # A copy is cheaper than the records that a frame's two bytes of length would have to themselves.
-            clear = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
-            while clear:
-                clear = clear[self._tls.write(clear) :]
+            clear: Buffer = b"".join(pieces)
+            while done := self._tls.write(clear):
+                if done == len(clear):
+                    break
+                clear = memoryview(clear)[done:]
             self._flush()
         return taken
 
