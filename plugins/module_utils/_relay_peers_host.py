@@ -87,8 +87,8 @@ class PeersBackend(PlainBackend):
         )
 
     def _listens_otherwise(self, relay: Relay) -> bool:
-        """Whether it takes streams elsewhere than the file says, or shows another certificate than is there: a
-        run that ended between writing and telling leaves it like that.
+        """Whether it takes streams elsewhere than the file says, or shows another certificate than is there:
+        a run that ended between writing and telling leaves it like that.
         """
         wanted = self.spec.config.listeners
         ports = {"tcp": wanted.tcp, "tls": wanted.tls}

@@ -78,8 +78,8 @@ class Relay:
         tells.
     :ivar layer: 3 for IP packets, 2 for Ethernet frames. Only :func:`query_all` tells.
     :ivar listeners: TCP ports on which it takes streams, by transport. Only :func:`query_all` tells.
-    :ivar certificate: SHA-256 of the file whose certificate it shows there, in hexadecimal; empty where it does
-        not say. Only :func:`query_all` tells.
+    :ivar certificate: SHA-256 of the file whose certificate it shows there, in hexadecimal; empty where it
+        does not say. Only :func:`query_all` tells.
     """
 
     public_key: str | None = None
